@@ -1,0 +1,91 @@
+//! What is meant: the settings of a network and of a node, after the command line and the disk were read.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{
+    Chain, Contact, Ipv4Prefix, Mac, Name, NetworkId, NetworkSecret, PeerId, SigningKey, automatic_ipv4,
+};
+
+/// The TAP's MTU: 1500, so that bridges to ordinary Ethernet work.
+pub const DEFAULT_MTU: usize = 1500;
+
+/// The UDP and TCP port tried first. Registered to nobody; the next network on one machine takes a free one.
+pub const DEFAULT_PORT: u16 = 4747;
+
+/// What every member of a network knows about it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NetworkConfig {
+    /// Its name on this machine.
+    pub name: Name,
+    /// Its root public key.
+    pub root: PeerId,
+    /// Its secret.
+    pub secret: NetworkSecret,
+    /// Its IPv4 network.
+    pub prefix: Ipv4Prefix,
+}
+
+impl NetworkConfig {
+    /// The network's id.
+    pub fn id(&self) -> NetworkId {
+        NetworkId::of_root(&self.root)
+    }
+}
+
+/// What `meshd up` was told, beyond the node itself.
+#[derive(Debug, Clone)]
+pub struct UpConfig {
+    /// For the node.
+    pub node: NodeConfig,
+    /// Our name, for messages.
+    pub name: Name,
+    /// The TAP device name; at most 15 bytes.
+    pub device: String,
+    /// UDP and TCP port; `None` tries [`DEFAULT_PORT`] and then any free one.
+    pub port: Option<u16>,
+    /// The network's folder on disk: keys, settings, known records.
+    pub state: PathBuf,
+    /// The folder of the API socket and the lock.
+    pub runtime: PathBuf,
+}
+
+/// What a node is told when it starts.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// Of which network.
+    pub network: NetworkConfig,
+    /// Our key.
+    pub key: SigningKey,
+    /// Our certificate chain.
+    pub chain: Chain,
+    /// `--mac`.
+    pub mac: Option<Mac>,
+    /// `--ip`.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The TAP's MTU, bytes.
+    pub mtu: usize,
+    /// How often this key has started before: the high part of our sequence numbers, kept on disk.
+    pub boots: u32,
+    /// Whether this machine has AES in hardware.
+    pub hardware_aes: bool,
+    /// Members to try first, from the invite.
+    pub contacts: Vec<Contact>,
+    /// Records kept on disk from the last run, as bytes; checked again.
+    pub known_records: Vec<Vec<u8>>,
+}
+
+impl NodeConfig {
+    /// Our MAC: the chosen or the automatic one.
+    pub fn mac(&self) -> Mac {
+        self.mac.unwrap_or_else(|| Mac::automatic(&self.network.id(), &self.key.peer_id()))
+    }
+
+    /// Our IPv4 address at the `attempt`-th try: the chosen one always, else the automatic ones in turn.
+    pub fn ipv4(&self, attempt: u32) -> Ipv4Addr {
+        let automatic = || automatic_ipv4(&self.network.id(), &self.key.peer_id(), &self.network.prefix, attempt);
+        self.ipv4.unwrap_or_else(automatic)
+    }
+}

@@ -1,0 +1,169 @@
+//! What an operator asks and is told. Serializable, so the API socket and `--json` carry the same thing.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// Names a command until its reply.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommandId(pub u64);
+
+/// What the operator asks of the node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", rename_all = "kebab-case")]
+pub enum Command {
+    /// How the node stands.
+    Status,
+    /// Every member known.
+    Peers,
+    /// Every MAC known, and behind which peer.
+    Stations,
+    /// What the directory says of a MAC, an IP or a name.
+    Lookup {
+        /// As typed.
+        key: String,
+    },
+    /// A round trip inside the tunnel.
+    Ping {
+        /// A peer id, a name, an overlay address or a MAC.
+        peer: String,
+    },
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "kebab-case")]
+pub enum Reply {
+    /// To [`Command::Status`].
+    Status(Status),
+    /// To [`Command::Peers`].
+    Peers {
+        /// In the order of their names.
+        peers: Vec<PeerInfo>,
+    },
+    /// To [`Command::Stations`].
+    Stations {
+        /// In the order of their MACs.
+        stations: Vec<StationInfo>,
+    },
+    /// To [`Command::Lookup`].
+    Lookup(LookupInfo),
+    /// To [`Command::Ping`].
+    Pong(PongInfo),
+    /// The command could not be carried out.
+    Error {
+        /// One line: what is wrong and what to do.
+        message: String,
+    },
+}
+
+/// How the node stands.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The network's name here.
+    pub network: String,
+    /// Its id, hexadecimal.
+    pub network_id: String,
+    /// Our name.
+    pub name: String,
+    /// Our peer id.
+    pub peer: String,
+    /// Our MAC.
+    pub mac: String,
+    /// Our IPv4 address in the overlay.
+    pub ipv4: Ipv4Addr,
+    /// Our IPv6 address in the overlay.
+    pub ipv6: Ipv6Addr,
+    /// The name of the TAP device; filled in by the daemon.
+    pub device: String,
+    /// Underlay endpoints at which we listen.
+    pub endpoints: Vec<SocketAddr>,
+    /// Members known, ourselves not counted.
+    pub members: usize,
+    /// Members with a live session.
+    pub connected: usize,
+    /// Seconds since the start.
+    pub uptime: u64,
+    /// Open control connections (libp2p).
+    pub directory_connections: usize,
+    /// Records in our shard of the directory.
+    pub shard_records: usize,
+    /// What was dropped, by reason; forwarding's counters are added by the daemon.
+    pub drops: Vec<(String, u64)>,
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PeerInfo {
+    /// Its name.
+    pub name: String,
+    /// Its peer id.
+    pub peer: String,
+    /// Its MAC.
+    pub mac: String,
+    /// Its IPv4 address in the overlay.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address in the overlay.
+    pub ipv6: Ipv6Addr,
+    /// `direct` or `none` (later also `relayed`).
+    pub path: String,
+    /// Where datagrams to it go, if there is a session.
+    pub endpoint: Option<SocketAddr>,
+    /// The last measured round trip, milliseconds.
+    pub rtt_ms: Option<f64>,
+    /// Which AEAD the session uses.
+    pub cipher: Option<String>,
+    /// Seconds since something was last heard from it.
+    pub last_heard: Option<u64>,
+}
+
+/// A MAC behind a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StationInfo {
+    /// The MAC.
+    pub mac: String,
+    /// The peer behind which it is.
+    pub peer: String,
+    /// The peer's name.
+    pub name: String,
+    /// How it is known: `record`, or `own`.
+    pub by: String,
+}
+
+/// What the directory says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LookupInfo {
+    /// What was asked.
+    pub key: String,
+    /// The member's name.
+    pub name: String,
+    /// Its peer id.
+    pub peer: String,
+    /// Its MAC.
+    pub mac: String,
+    /// Its IPv4 address in the overlay.
+    pub ipv4: Ipv4Addr,
+    /// Its IPv6 address in the overlay.
+    pub ipv6: Ipv6Addr,
+    /// Its underlay endpoints by its record.
+    pub endpoints: Vec<SocketAddr>,
+    /// The record's sequence number.
+    pub sequence: u64,
+    /// When the record ends, Unix seconds.
+    pub expires: u64,
+    /// Names (or ids) of the shards that hold it.
+    pub shards: Vec<String>,
+}
+
+/// A round trip.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PongInfo {
+    /// The peer's name.
+    pub name: String,
+    /// Which endpoint answered.
+    pub endpoint: SocketAddr,
+    /// The round trip, milliseconds.
+    pub rtt_ms: f64,
+    /// Our endpoint as the peer saw it.
+    pub observed: SocketAddr,
+}

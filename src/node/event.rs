@@ -1,0 +1,101 @@
+//! What goes into the node and comes out of it.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Instant;
+
+use crate::dht;
+use crate::dht::{Record, Verified};
+use crate::identity::{Mac, PeerId};
+use crate::wire::Punt;
+
+use super::command::{CommandId, Reply};
+
+/// A slot that forwarding punted, copied out of its batch.
+#[derive(Debug, Clone)]
+pub struct Punted {
+    /// Why.
+    pub punt: Punt,
+    /// A frame, a handshake datagram, or an opened message without its inner header.
+    pub bytes: Vec<u8>,
+    /// Where a datagram came from.
+    pub source: Option<SocketAddr>,
+    /// Who sent a message: proved by the session it opened with.
+    pub peer: Option<PeerId>,
+}
+
+/// A datagram to send.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Transmit {
+    /// Where to.
+    pub endpoint: SocketAddr,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What the I/O around the node is to do.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// For the directory.
+    Directory(dht::Command),
+    /// Write this frame to the TAP.
+    Deliver(Vec<u8>),
+    /// The answer to a command.
+    Reply(CommandId, Reply),
+    /// The overlay addresses to set on the TAP; the first time at the start, again after a lost conflict.
+    Addresses {
+        /// Ours.
+        mac: Mac,
+        /// Ours, in the network's prefix.
+        ipv4: Ipv4Addr,
+        /// Ours, in the network's /64.
+        ipv6: Ipv6Addr,
+        /// Why they changed, for people; `None` at the start.
+        notice: Option<String>,
+    },
+    /// Keep these records on disk: the members we know, so that a restart finds them without mDNS.
+    Persist(Vec<Verified<Record>>),
+    /// Something the user sees happened to a peer: one line at INFO.
+    PeerChange {
+        /// Who.
+        peer: PeerId,
+        /// Its name.
+        name: String,
+        /// What happened.
+        change: PeerChange,
+    },
+}
+
+/// What happened to a peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum PeerChange {
+    /// Its first session since the start, or since it was gone.
+    Connected(SocketAddr),
+    /// It said goodbye, or has been silent for too long.
+    Gone(&'static str),
+}
+
+/// When the node wants to be called, and why.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Deadline {
+    /// When.
+    pub at: Instant,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why the node wants to be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Reason {
+    /// A handshake is to be sent again or given up.
+    Handshake,
+    /// A session is to be replaced or forgotten.
+    Session,
+    /// Frames or commands have waited too long.
+    Waiting,
+    /// Our record is to be renewed, or others' have expired.
+    Records,
+    /// The picture for forwarding is due.
+    Fib,
+    /// The cookie secret or the load estimate is due.
+    Cookies,
+}

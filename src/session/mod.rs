@@ -1,0 +1,14 @@
+//! Sessions: from a Noise handshake to a pair of transport keys, and their end.
+//!
+//! A [`handshake`] (`Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s`, with WireGuard's mac1 and mac2) ends in a [`Transport`]: two
+//! AEAD keys split off raw, a send counter, a [`replay`] window. Under load a responder answers with a [`cookie`]
+//! instead of work. [`rekey`] says when a session is to be replaced and when it is dead. Payloads of the handshake are
+//! opaque here: the node puts its signed record in and judges the peer's, because membership is the directory's business.
+
+pub mod cookie;
+pub mod handshake;
+pub mod rekey;
+pub mod replay;
+pub mod transport;
+
+pub use transport::{OpenError, Transport};

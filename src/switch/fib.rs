@@ -1,0 +1,60 @@
+//! The forwarding information base: an immutable picture that forwarding threads read without a lock.
+//!
+//! The node makes a new one when something changes and hands it over whole.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use crate::identity::{Mac, PeerId};
+use crate::session::Transport;
+
+/// One member, as forwarding sees it.
+#[derive(Debug, Clone)]
+pub struct FibPeer {
+    /// Who.
+    pub peer: PeerId,
+    /// The MAC that its record gives it: the only source address accepted from it.
+    pub mac: Mac,
+    /// The session to send with; `None` while there is none.
+    pub transport: Option<Arc<Transport>>,
+    /// Where to send; meaningless without a session.
+    pub endpoint: SocketAddr,
+    /// The largest datagram (UDP payload, bytes) that the path carries.
+    pub path_payload: usize,
+}
+
+/// What forwarding knows.
+#[derive(Debug, Clone)]
+pub struct Fib {
+    /// Our own MAC.
+    pub mac: Mac,
+    /// The TAP's MTU: the longest payload of an untagged frame, bytes.
+    pub mtu: usize,
+    /// All members with a record, in the order of their keys.
+    pub peers: Vec<FibPeer>,
+    /// MAC → index into `peers`. Only looked up, never iterated.
+    pub stations: HashMap<Mac, usize>,
+    /// Our session index → the session and the index into `peers` of its owner: current, previous and next sessions.
+    /// Only looked up, never iterated.
+    pub receivers: HashMap<u32, (Arc<Transport>, usize)>,
+    /// Overlay address → MAC by signed record, of every member and ourselves: what ARP and neighbour discovery are answered from.
+    pub neighbors: BTreeMap<IpAddr, Mac>,
+    /// Whether any member has no live session, so that a flood does not reach everybody at once.
+    pub cold: bool,
+}
+
+impl Fib {
+    /// A picture of a node that knows nobody.
+    pub fn empty(mac: Mac, mtu: usize) -> Self {
+        Self {
+            mac,
+            mtu,
+            peers: Vec::new(),
+            stations: HashMap::new(),
+            receivers: HashMap::new(),
+            neighbors: BTreeMap::new(),
+            cold: false,
+        }
+    }
+}

@@ -1,0 +1,348 @@
+//! Batches: the only thing that moves on the fast path.
+//!
+//! A [`Batch`] is one arena and a list of [`Slot`]s in it. Every slot is laid down with [`HEADROOM`] free bytes before
+//! it and [`TAILROOM`] after it, so a frame becomes a sealed datagram where it lies. The I/O fills a batch, the
+//! forwarder writes a [`Verdict`] into each slot (and may append copies), the I/O carries the verdicts out and clears it.
+//! Whoever holds `&mut Batch` owns every byte of it until it hands it on.
+
+use std::net::SocketAddr;
+use std::ops::Range;
+
+use super::message::{HEADROOM, TAILROOM};
+
+/// What is to become of a slot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The forwarder has not spoken yet.
+    Pending,
+    /// Write the slot's bytes to the TAP device as one frame.
+    Deliver,
+    /// Send the slot's bytes to the endpoint as one datagram.
+    Send(SocketAddr),
+    /// Hand the slot's bytes to the control side.
+    Punt(Punt),
+    /// Forget it; the reason is counted already.
+    Drop(DropReason),
+    /// Nothing is left to do: copies further on in the batch carry it, or a part was kept for rejoining.
+    Done,
+}
+
+/// Why a slot goes to the control side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Punt {
+    /// A frame for a known peer without a live session: start one, then send it.
+    NoSession,
+    /// A frame for a MAC that no record names yet: ask the directory.
+    UnknownUnicast,
+    /// A broadcast or multicast frame, already sent to live sessions; some members have none.
+    ColdFlood,
+    /// An initiation, a response or a cookie.
+    Handshake,
+    /// The bytes of a canonical [`super::Message`], opened.
+    Message,
+}
+
+macro_rules! drop_reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $text:literal,)+) => {
+        /// Why a frame or a datagram was dropped. Each has a counter.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum DropReason { $($(#[doc = $doc])+ $name,)+ }
+
+        impl DropReason {
+            /// Every reason, in the order of the counters.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+
+            /// The name under which it is counted and shown.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+drop_reasons! {
+    /// A frame shorter than an Ethernet header, or ending inside a VLAN tag.
+    FrameMalformed = "frame-malformed",
+    /// A frame longer than the TAP's MTU allows.
+    FrameTooLong = "frame-too-long",
+    /// A frame from our own TAP whose source is not our MAC.
+    ForeignSource = "foreign-source",
+    /// A frame from our own TAP to our own MAC.
+    OwnDestination = "own-destination",
+    /// Broadcast, multicast or unknown unicast beyond the origin's budget.
+    FloodBudget = "flood-budget",
+    /// No room left in the batch for a copy or a fragment.
+    BatchFull = "batch-full",
+    /// The bounded queue to the control side is full.
+    PuntFull = "punt-full",
+    /// Frames waiting for a session or a lookup beyond the bound, or for too long.
+    WaitFull = "wait-full",
+    /// A session whose counter or age is exhausted.
+    SessionExhausted = "session-exhausted",
+    /// A datagram of no known kind, length or flags.
+    DatagramMalformed = "datagram-malformed",
+    /// A sealed datagram for a session we do not have.
+    UnknownReceiver = "unknown-receiver",
+    /// A counter seen before, or older than the replay window.
+    Replayed = "replayed",
+    /// The AEAD tag does not verify.
+    BadTag = "bad-tag",
+    /// An opened datagram whose inner bytes make no sense.
+    InnerMalformed = "inner-malformed",
+    /// A frame whose source MAC the sending peer does not own.
+    SourceMac = "source-mac",
+    /// A frame addressed to somebody else.
+    NotForUs = "not-for-us",
+    /// An ARP or neighbour-discovery frame that binds an address against the signed records.
+    ForgedBinding = "forged-binding",
+    /// A fragment without its siblings, out of its time or bound.
+    FragmentLost = "fragment-lost",
+    /// A handshake datagram whose first MAC is not made with the network's key: a stranger.
+    HandshakeMac = "handshake-mac",
+    /// A handshake datagram that does not decrypt or does not parse.
+    HandshakeMalformed = "handshake-malformed",
+    /// An initiation answered with a cookie, because we are under load.
+    HandshakeCookie = "handshake-cookie",
+    /// An initiation beyond the rate we work off.
+    HandshakeRate = "handshake-rate",
+    /// An initiation or response that was seen before.
+    HandshakeReplayed = "handshake-replayed",
+    /// A handshake whose certificate is of another network, forged, or otherwise unsound.
+    MembershipRefused = "membership-refused",
+    /// A handshake or record whose certificate or record has expired.
+    MembershipExpired = "membership-expired",
+    /// A handshake from ourselves.
+    HandshakeSelf = "handshake-self",
+    /// A record with a bad signature, key, size or encoding.
+    RecordRefused = "record-refused",
+    /// A record whose MAC another key holds already.
+    RecordConflict = "record-conflict",
+    /// The operating system refused to send.
+    SendFailed = "send-failed",
+    /// The operating system refused a frame.
+    TapFailed = "tap-failed",
+}
+
+/// One counter for each [`DropReason`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Counters(Vec<u64>);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self(vec![0; DropReason::ALL.len()])
+    }
+}
+
+impl Counters {
+    /// Counts one.
+    pub fn count(&mut self, reason: DropReason) {
+        self.0[reason as usize] += 1;
+    }
+
+    /// How many so far.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize]
+    }
+
+    /// Adds all of `other`.
+    pub fn add(&mut self, other: &Self) {
+        for (ours, theirs) in self.0.iter_mut().zip(&other.0) {
+            *ours += theirs;
+        }
+    }
+
+    /// The reasons that have occurred, with their counts.
+    pub fn iter(&self) -> impl Iterator<Item = (DropReason, u64)> + '_ {
+        DropReason::ALL.iter().map(|&reason| (reason, self.get(reason))).filter(|(_, count)| *count > 0)
+    }
+}
+
+/// A frame or a datagram in a batch.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    start: usize,
+    len: usize,
+    /// Where a datagram came from; `None` for a frame.
+    pub source: Option<SocketAddr>,
+    /// Index into `Fib::peers` of the peer that a datagram proved to be from, set by the forwarder.
+    pub peer: Option<usize>,
+    /// What is to become of it.
+    pub verdict: Verdict,
+}
+
+impl Slot {
+    /// Where its bytes are in the arena.
+    pub fn range(&self) -> Range<usize> {
+        self.start..self.start + self.len
+    }
+}
+
+/// An arena with slots.
+pub struct Batch {
+    arena: Box<[u8]>,
+    end: usize,
+    slots: Vec<Slot>,
+    max_slots: usize,
+}
+
+impl Batch {
+    /// A batch of `arena` bytes for at most `max_slots` slots. Nothing is allocated after this.
+    pub fn new(arena: usize, max_slots: usize) -> Self {
+        Self { arena: vec![0; arena].into(), end: 0, slots: Vec::with_capacity(max_slots), max_slots }
+    }
+
+    /// Forgets every slot; the arena is free again.
+    pub fn clear(&mut self) {
+        self.end = 0;
+        self.slots.clear();
+    }
+
+    /// The slots.
+    pub fn slots(&self) -> &[Slot] {
+        &self.slots
+    }
+
+    /// One slot, to be judged.
+    pub fn slot_mut(&mut self, index: usize) -> &mut Slot {
+        &mut self.slots[index]
+    }
+
+    /// How many slots there are.
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether there is no slot.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// The bytes of slot `index`.
+    pub fn bytes(&self, index: usize) -> &[u8] {
+        &self.arena[self.slots[index].range()]
+    }
+
+    /// The bytes of slot `index`, to be changed in place.
+    pub fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
+        &mut self.arena[self.slots[index].range()]
+    }
+
+    /// Free space of exactly `len` bytes with head- and tailroom around it, to be filled by the I/O and then
+    /// committed; `None` if the batch is full.
+    pub fn spare(&mut self, len: usize) -> Option<&mut [u8]> {
+        let start = self.end + HEADROOM;
+        if self.slots.len() >= self.max_slots || start + len + TAILROOM > self.arena.len() {
+            return None;
+        }
+        Some(&mut self.arena[start..start + len])
+    }
+
+    /// Makes a slot of the first `len` bytes of the space that [`Batch::spare`] gave, and returns its index.
+    ///
+    /// # Panics
+    /// If there was no such space.
+    pub fn commit(&mut self, len: usize, source: Option<SocketAddr>) -> usize {
+        let start = self.end + HEADROOM;
+        assert!(
+            self.slots.len() < self.max_slots && start + len + TAILROOM <= self.arena.len(),
+            "commit without spare"
+        );
+        self.end = start + len + TAILROOM;
+        self.slots.push(Slot { start, len, source, peer: None, verdict: Verdict::Pending });
+        self.slots.len() - 1
+    }
+
+    /// Makes several slots of `len` bytes that one receive call laid down end to end, `stride` bytes each but the last
+    /// (UDP GRO). They have no headroom of their own: what is received is opened, never sealed. Returns how many slots
+    /// were made; those beyond the bound of slots are left out.
+    pub fn commit_strided(&mut self, len: usize, stride: usize, source: Option<SocketAddr>) -> usize {
+        let start = self.end + HEADROOM;
+        self.end = (start + len + TAILROOM).min(self.arena.len());
+        let before = self.slots.len();
+        let mut at = 0;
+        while at < len && self.slots.len() < self.max_slots {
+            let piece = stride.max(1).min(len - at);
+            self.slots.push(Slot { start: start + at, len: piece, source, peer: None, verdict: Verdict::Pending });
+            at += piece;
+        }
+        self.slots.len() - before
+    }
+
+    /// Appends a slot with a copy of `bytes`; `None` if the batch is full.
+    pub fn push(&mut self, bytes: &[u8], source: Option<SocketAddr>) -> Option<usize> {
+        self.spare(bytes.len())?.copy_from_slice(bytes);
+        Some(self.commit(bytes.len(), source))
+    }
+
+    /// Appends a slot with a copy of `range` of the bytes of slot `index`; `None` if the batch is full.
+    pub fn push_copy_of(&mut self, index: usize, range: Range<usize>) -> Option<usize> {
+        let from = self.slots[index].range();
+        let from = from.start + range.start..from.start + range.end;
+        let len = from.len();
+        self.spare(len)?;
+        self.arena.copy_within(from, self.end + HEADROOM);
+        Some(self.commit(len, self.slots[index].source))
+    }
+
+    /// Grows slot `index` by `head` bytes at its front and `tail` at its end, into its own head- and tailroom, and
+    /// returns all its bytes. `head` and `tail` are at most [`HEADROOM`] and [`TAILROOM`], over all calls.
+    pub fn grow(&mut self, index: usize, head: usize, tail: usize) -> &mut [u8] {
+        let slot = &mut self.slots[index];
+        slot.start -= head;
+        slot.len += head + tail;
+        self.bytes_mut(index)
+    }
+
+    /// Shrinks slot `index` to `range` of its bytes.
+    pub fn shrink(&mut self, index: usize, range: Range<usize>) {
+        let slot = &mut self.slots[index];
+        debug_assert!(range.end <= slot.len);
+        slot.start += range.start;
+        slot.len = range.len();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_grows_into_its_own_room_and_touches_no_neighbour() {
+        let mut batch = Batch::new(4096, 4);
+        let first = batch.push(b"first", None).expect("room");
+        let second = batch.push(b"second", None).expect("room");
+        batch.grow(first, HEADROOM, TAILROOM).fill(0xee);
+        batch.grow(second, HEADROOM, TAILROOM);
+        assert_eq!(&batch.bytes(second)[HEADROOM..HEADROOM + 6], b"second");
+        batch.shrink(first, HEADROOM..HEADROOM + 5);
+        assert_eq!(batch.bytes(first), [0xee; 5]);
+    }
+
+    #[test]
+    fn a_full_batch_says_so() {
+        let mut batch = Batch::new(2 * (HEADROOM + 100 + TAILROOM), 8);
+        assert!(batch.push(&[1; 100], None).is_some());
+        assert!(batch.push_copy_of(0, 10..20).is_some());
+        assert!(batch.spare(100).is_none());
+        batch.clear();
+        assert!(batch.is_empty() && batch.spare(100).is_some());
+        let mut batch = Batch::new(4096, 1);
+        assert!(batch.push(b"x", None).is_some() && batch.push(b"y", None).is_none());
+    }
+
+    #[test]
+    fn one_receive_of_many_datagrams_becomes_many_slots() {
+        let mut batch = Batch::new(4096, 3);
+        batch.spare(25).expect("room").copy_from_slice(b"aaaaaaaaaabbbbbbbbbbccccc");
+        assert_eq!(batch.commit_strided(25, 10, None), 3);
+        assert_eq!((batch.bytes(0), batch.bytes(2)), (&b"aaaaaaaaaa"[..], &b"ccccc"[..]));
+    }
+
+    #[test]
+    fn every_drop_reason_has_its_own_name() {
+        let mut names: Vec<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), DropReason::ALL.len());
+    }
+}
