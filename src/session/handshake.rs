@@ -1,1 +1,512 @@
-//! stub
+//! The handshake: `Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s` (Noise rev. 34) by snow, between two nodes that know each other's
+//! static keys and one network's secret, in two datagrams.
+//!
+//! ```text
+//! initiation                                        response
+//! 0        kind 1, flags 0 (3)                      0        kind 2, flags 0 (3)
+//! 4        sender's index                           4        receiver's index
+//!                                                   8        sender's index
+//! 8        ephemeral key (32)                       12       ephemeral key (32)
+//! 40       static key, sealed (32 + 16)
+//! 88       Offer and payload, sealed, + 16          44       Offer and payload, sealed, + 16
+//! 1200     mac1 (16)                                end - 16 mac1 (16)
+//! 1216     mac2 (16), zero without a cookie
+//! ```
+//!
+//! Before the opaque payload stands an [`Offer`] of 8 bytes: version, whether the sender has AES in hardware, the
+//! payload's length, and the sender's index once more. Being sealed and part of the transcript, it cannot be changed on the way: whoever
+//! flips the AES bit or the index destroys the message, so nobody but the two ends has a say in the cipher.
+//!
+//! mac1 is keyed with the network's secret and the receiver's static key: a stranger is never answered, and costs one
+//! hash. An initiation is always padded to [`MAX_HANDSHAKE`], so no answer to it is larger than it.
+//!
+//! What the first message lacks by its nature (Noise section 7.7): an initiation can be *replayed*. A replay decrypts;
+//! only the node, by the stamp that its payload carries, can tell (and nobody but the one who made it can read the answer). And the
+//! initiation's payload is readable to whoever gets the responder's static key later; the response and all transport is not.
+
+use std::fmt;
+use std::time::Instant;
+
+use snow::{Builder, HandshakeState};
+use zeroize::Zeroizing;
+
+use crate::identity::{NetworkSecret, NoisePublic, NoiseSecret};
+use crate::wire::{DatagramKind, DropReason};
+
+use super::cookie::Cookie;
+use super::crypto::{MAC_LEN, Resolver, derive, mac, mac_fits};
+use super::transport::{Cipher, Keys, Transport};
+
+/// The size of every initiation, and the largest of any handshake datagram, bytes: IPv6's minimum MTU of 1280 less 40
+/// (IPv6) and 8 (UDP). It passes wherever IPv6 does; anything larger might be lost before any path MTU is known.
+pub const MAX_HANDSHAKE: usize = 1232;
+
+/// The largest payload, bytes: what an initiation has left. A record (1024) and 64 bytes beside it fit.
+pub const MAX_PAYLOAD: usize =
+    MAX_HANDSHAKE - INITIATION_HEAD - KEY_LEN - SEALED_KEY_LEN - OFFER_LEN - TAG_LEN - 2 * MAC_LEN;
+
+const PATTERN: &str = "Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
+/// Part of the transcript, so that no message of another protocol or version fits.
+const PROLOGUE: &[u8] = b"meshd handshake v1";
+const VERSION: u8 = 1;
+
+const KEY_LEN: usize = 32;
+const TAG_LEN: usize = 16;
+const SEALED_KEY_LEN: usize = KEY_LEN + TAG_LEN;
+const INITIATION_HEAD: usize = 8;
+const RESPONSE_HEAD: usize = 12;
+const OFFER_LEN: usize = 8;
+const RESPONSE_MIN: usize = RESPONSE_HEAD + KEY_LEN + OFFER_LEN + TAG_LEN + MAC_LEN;
+const RESPONSE_MAX: usize = RESPONSE_MIN + MAX_PAYLOAD;
+/// Where an initiation's mac1 begins; mac2 follows it.
+const MAC1_AT: usize = MAX_HANDSHAKE - 2 * MAC_LEN;
+const MAC2_AT: usize = MAX_HANDSHAKE - MAC_LEN;
+const _: () = assert!(RESPONSE_MAX <= MAX_HANDSHAKE, "an answer is never larger than what it answers");
+
+/// Why a handshake datagram is refused, or cannot be made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum HandshakeError {
+    /// Not of the length, kind and flags that it should have, or its opened inside makes no sense.
+    #[error("malformed handshake datagram")]
+    Malformed,
+    /// mac1 is not made with our network's secret and our key.
+    #[error("the first MAC does not fit: a stranger, or meant for another")]
+    Mac,
+    /// A response or cookie to some other initiation.
+    #[error("the answer names index {0:08x}, which is not that of this handshake")]
+    Index(u32),
+    /// Noise cannot open it: wrong key, wrong secret, changed on the way, or a point of small order.
+    #[error("the handshake does not decrypt")]
+    Decrypt,
+    /// The peer speaks another version of the protocol.
+    #[error("the peer speaks version {0} of the handshake, we speak version 1")]
+    Version(u8),
+    /// More payload than [`MAX_PAYLOAD`].
+    #[error("a payload of {0} bytes does not fit a handshake datagram")]
+    TooLong(usize),
+    /// The remote static key is a point of small order, or otherwise unusable.
+    #[error("the peer's static key is unusable")]
+    RemoteKey,
+    /// This handshake has ended already.
+    #[error("the handshake has ended already")]
+    Ended,
+}
+
+impl HandshakeError {
+    /// Under which name a datagram refused for this is counted.
+    pub fn drop_reason(&self) -> DropReason {
+        match self {
+            Self::Mac => DropReason::HandshakeMac,
+            Self::Ended => DropReason::HandshakeReplayed,
+            Self::Malformed
+            | Self::Index(_)
+            | Self::Decrypt
+            | Self::Version(_)
+            | Self::TooLong(_)
+            | Self::RemoteKey => DropReason::HandshakeMalformed,
+        }
+    }
+}
+
+/// What our side brings into every handshake. Made once; wiped when dropped.
+pub struct Local {
+    noise: NoiseSecret,
+    public: NoisePublic,
+    psk: Zeroizing<[u8; 32]>,
+    /// The network's; mac1 and cookie keys of every node derive from it.
+    mac_key: Zeroizing<[u8; 32]>,
+    mac1_key: Zeroizing<[u8; 32]>,
+    cookie_key: Zeroizing<[u8; 32]>,
+    hardware_aes: bool,
+}
+
+impl Local {
+    /// Our static key in the network of `network_secret`. `hardware_aes` is what we offer to the peer.
+    pub fn new(noise: &NoiseSecret, network_secret: &NetworkSecret, hardware_aes: bool) -> Self {
+        let (public, mac_key) = (noise.public(), network_secret.handshake_mac_key());
+        Self {
+            noise: noise.clone(),
+            public,
+            psk: network_secret.noise_psk(),
+            mac1_key: mac1_key(&mac_key, &public),
+            cookie_key: cookie_key(&mac_key, &public),
+            mac_key,
+            hardware_aes,
+        }
+    }
+
+    /// Our static public key.
+    pub fn public(&self) -> NoisePublic {
+        self.public
+    }
+
+    /// Seals the cookies we hand out.
+    pub(super) fn cookie_key(&self) -> &[u8; 32] {
+        &self.cookie_key
+    }
+
+    /// Opens the cookies that `remote` hands out.
+    pub(super) fn cookie_key_of(&self, remote: &NoisePublic) -> Zeroizing<[u8; 32]> {
+        cookie_key(&self.mac_key, remote)
+    }
+
+    fn builder(&self, seed: [u8; 32]) -> Builder<'_> {
+        let params = PATTERN.parse().expect("a pattern that snow knows");
+        Builder::with_resolver(params, Box::new(Resolver { seed: Zeroizing::new(seed) }))
+            .prologue(PROLOGUE)
+            .and_then(|builder| builder.local_private_key(self.noise.as_bytes()))
+            .and_then(|builder| builder.psk(2, &self.psk))
+            .expect("each parameter is set once and in range")
+    }
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Local({:?}, hardware AES: {})", self.public, self.hardware_aes)
+    }
+}
+
+/// One outstanding handshake that we began.
+pub struct Initiator {
+    noise: HandshakeState,
+    index: u32,
+    mac1: [u8; MAC_LEN],
+    /// Keys the mac1 of answers to us.
+    mac1_key: Zeroizing<[u8; 32]>,
+    hardware_aes: bool,
+}
+
+impl Initiator {
+    /// Begins a handshake with `remote`: the state, and the datagram to send. `index` is ours, chosen at random, and
+    /// names the session to come; `seed` is 32 random bytes, new for every handshake; `cookie` is what `remote` gave us, if it did.
+    ///
+    /// # Errors
+    /// [`HandshakeError::TooLong`] or [`HandshakeError::RemoteKey`].
+    pub fn new(
+        local: &Local,
+        remote: &NoisePublic,
+        index: u32,
+        payload: &[u8],
+        cookie: Option<&Cookie>,
+        seed: [u8; 32],
+    ) -> Result<(Self, Vec<u8>), HandshakeError> {
+        let mut datagram = vec![0; MAX_HANDSHAKE];
+        datagram[0] = DatagramKind::Initiation as u8;
+        datagram[4..8].copy_from_slice(&index.to_be_bytes());
+        let inside = Offer { aes: local.hardware_aes, index }.before(payload, MAX_PAYLOAD)?;
+        let mut noise = local
+            .builder(seed)
+            .remote_public_key(&remote.0)
+            .and_then(Builder::build_initiator)
+            .expect("every parameter that the pattern needs is there");
+        let len = noise
+            .write_message(&inside, &mut datagram[INITIATION_HEAD..MAC1_AT])
+            .map_err(|_| HandshakeError::RemoteKey)?;
+        debug_assert_eq!(INITIATION_HEAD + len, MAC1_AT);
+        let mac1 = mac(&*mac1_key(&local.mac_key, remote), &[&datagram[..MAC1_AT]]);
+        datagram[MAC1_AT..MAC2_AT].copy_from_slice(&mac1);
+        if let Some(cookie) = cookie {
+            let mac2 = cookie.mac2(&datagram[..MAC2_AT]);
+            datagram[MAC2_AT..].copy_from_slice(&mac2);
+        }
+        let (mac1_key, hardware_aes) = (local.mac1_key.clone(), local.hardware_aes);
+        Ok((Self { noise, index, mac1, mac1_key, hardware_aes }, datagram))
+    }
+
+    /// Our index, by which the answer finds this state.
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// The initiation's mac1: what a cookie in answer to it is bound to.
+    pub fn last_mac1(&self) -> [u8; 16] {
+        self.mac1
+    }
+
+    /// Reads the response and ends the handshake: the session, and the responder's payload. A datagram that is refused
+    /// changes nothing, so a forged one does not keep the genuine one from working.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`] that says what is wrong with the datagram.
+    pub fn read_response(&mut self, datagram: &[u8], now: Instant) -> Result<(Transport, Vec<u8>), HandshakeError> {
+        let head = response_head(datagram).ok_or(HandshakeError::Malformed)?;
+        if head.receiver != self.index {
+            return Err(HandshakeError::Index(head.receiver));
+        }
+        let (message, mac1) = datagram.split_at(datagram.len() - MAC_LEN);
+        if !mac_fits(&*self.mac1_key, &[message], mac1) {
+            return Err(HandshakeError::Mac);
+        }
+        if self.noise.is_handshake_finished() {
+            return Err(HandshakeError::Ended);
+        }
+        let mut inside = Zeroizing::new([0; MAX_HANDSHAKE]);
+        let len =
+            self.noise.read_message(&message[RESPONSE_HEAD..], &mut *inside).map_err(|_| HandshakeError::Decrypt)?;
+        let (offer, payload) = Offer::read(&inside[..len], head.sender)?;
+        let payload = payload.to_vec();
+        let keys = split(&mut self.noise, self.hardware_aes && offer.aes, self.index, head.sender);
+        Ok((Transport::new(&keys, now), payload))
+    }
+}
+
+impl fmt::Debug for Initiator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Initiator({:08x})", self.index)
+    }
+}
+
+/// An initiation that decrypted, not answered yet. It may be a replay: see the stamp in its payload before answering.
+pub struct Responder {
+    noise: HandshakeState,
+    index: u32,
+    remote: NoisePublic,
+    ephemeral: [u8; KEY_LEN],
+    payload: Vec<u8>,
+    /// Both sides have AES in hardware.
+    aes: bool,
+    hardware_aes: bool,
+    /// Keys the mac1 of the response: of the initiator.
+    mac1_key: Zeroizing<[u8; 32]>,
+}
+
+impl Responder {
+    /// Reads an initiation: form, mac1, then Noise (two Diffie-Hellmans). `seed` is 32 random bytes, new for every call.
+    ///
+    /// # Errors
+    /// A [`HandshakeError`] that says what is wrong with the datagram.
+    pub fn read(local: &Local, datagram: &[u8], seed: [u8; 32]) -> Result<Self, HandshakeError> {
+        check_initiation(local, datagram)?;
+        let mut noise = local.builder(seed).build_responder().expect("every parameter that the pattern needs is there");
+        let mut inside = Zeroizing::new([0; MAX_HANDSHAKE]);
+        let len = noise
+            .read_message(&datagram[INITIATION_HEAD..MAC1_AT], &mut *inside)
+            .map_err(|_| HandshakeError::Decrypt)?;
+        let index = u32_at(datagram, 4).ok_or(HandshakeError::Malformed)?;
+        let (offer, payload) = Offer::read(&inside[..len], index)?;
+        let mut remote = [0; KEY_LEN];
+        remote.copy_from_slice(noise.get_remote_static().ok_or(HandshakeError::Decrypt)?);
+        let mut ephemeral = [0; KEY_LEN];
+        ephemeral.copy_from_slice(&datagram[INITIATION_HEAD..INITIATION_HEAD + KEY_LEN]);
+        Ok(Self {
+            index,
+            remote: NoisePublic(remote),
+            ephemeral,
+            payload: payload.to_vec(),
+            aes: offer.aes && local.hardware_aes,
+            hardware_aes: local.hardware_aes,
+            mac1_key: mac1_key(&local.mac_key, &NoisePublic(remote)),
+            noise,
+        })
+    }
+
+    /// Who began: proved by Noise, up to a replay.
+    pub fn remote(&self) -> NoisePublic {
+        self.remote
+    }
+
+    /// What the initiator put in.
+    pub fn payload(&self) -> &[u8] {
+        &self.payload
+    }
+
+    /// The initiator's index.
+    pub fn remote_index(&self) -> u32 {
+        self.index
+    }
+
+    /// The initiator's ephemeral key: the same in two datagrams only if one is a copy of the other.
+    pub fn ephemeral(&self) -> [u8; 32] {
+        self.ephemeral
+    }
+
+    /// Answers: the session, unconfirmed until a datagram of the initiator opens, and the datagram to send, which is
+    /// never larger than the initiation. `index` is ours, chosen at random.
+    ///
+    /// # Errors
+    /// [`HandshakeError::TooLong`]; [`HandshakeError::RemoteKey`] if the initiator's keys are of small order.
+    pub fn respond(mut self, index: u32, payload: &[u8], now: Instant) -> Result<(Transport, Vec<u8>), HandshakeError> {
+        let inside = Offer { aes: self.hardware_aes, index }.before(payload, payload.len())?;
+        let mut datagram = vec![0; RESPONSE_MIN + payload.len()];
+        datagram[0] = DatagramKind::Response as u8;
+        datagram[4..8].copy_from_slice(&self.index.to_be_bytes());
+        datagram[8..12].copy_from_slice(&index.to_be_bytes());
+        let mac1_at = datagram.len() - MAC_LEN;
+        self.noise
+            .write_message(&inside, &mut datagram[RESPONSE_HEAD..mac1_at])
+            .map_err(|_| HandshakeError::RemoteKey)?;
+        let mac1 = mac(&*self.mac1_key, &[&datagram[..mac1_at]]);
+        datagram[mac1_at..].copy_from_slice(&mac1);
+        let keys = split(&mut self.noise, self.aes, index, self.index);
+        Ok((Transport::new(&keys, now), datagram))
+    }
+}
+
+impl fmt::Debug for Responder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Responder(to {:08x} of {:?})", self.index, self.remote)
+    }
+}
+
+/// The receiver's index in a response or a cookie, by which to find the [`Initiator`]; `None` if `datagram` is neither.
+pub fn receiver_index(datagram: &[u8]) -> Option<u32> {
+    match DatagramKind::of(datagram)? {
+        DatagramKind::Response => Some(response_head(datagram)?.receiver),
+        DatagramKind::Cookie => super::cookie::reply_receiver(datagram),
+        DatagramKind::Initiation | DatagramKind::Sealed => None,
+    }
+}
+
+/// Whether an initiation or response to us is well-formed and made with our network's secret: one hash, before any
+/// Diffie-Hellman.
+///
+/// # Errors
+/// [`HandshakeError::Malformed`] or [`HandshakeError::Mac`].
+pub fn check_mac1(local: &Local, datagram: &[u8]) -> Result<(), HandshakeError> {
+    if DatagramKind::of(datagram) != Some(DatagramKind::Response) {
+        return check_initiation(local, datagram);
+    }
+    response_head(datagram).ok_or(HandshakeError::Malformed)?;
+    let (message, mac1) = datagram.split_at(datagram.len() - MAC_LEN);
+    mac_fits(&*local.mac1_key, &[message], mac1).then_some(()).ok_or(HandshakeError::Mac)
+}
+
+/// The parts of a well-formed initiation that mac2 and a cookie are about: all before mac2, mac1, mac2.
+pub(super) fn initiation_macs(datagram: &[u8]) -> Option<(&[u8], &[u8], &[u8])> {
+    is_initiation(datagram).then(|| (&datagram[..MAC2_AT], &datagram[MAC1_AT..MAC2_AT], &datagram[MAC2_AT..]))
+}
+
+/// As [`check_mac1`], for an initiation only.
+pub(super) fn check_initiation(local: &Local, datagram: &[u8]) -> Result<(), HandshakeError> {
+    if !is_initiation(datagram) {
+        return Err(HandshakeError::Malformed);
+    }
+    let (message, macs) = datagram.split_at(MAC1_AT);
+    mac_fits(&*local.mac1_key, &[message], &macs[..MAC_LEN]).then_some(()).ok_or(HandshakeError::Mac)
+}
+
+fn is_initiation(datagram: &[u8]) -> bool {
+    datagram.len() == MAX_HANDSHAKE && datagram[..4] == [DatagramKind::Initiation as u8, 0, 0, 0]
+}
+
+struct ResponseHead {
+    receiver: u32,
+    sender: u32,
+}
+
+fn response_head(datagram: &[u8]) -> Option<ResponseHead> {
+    if !(RESPONSE_MIN..=RESPONSE_MAX).contains(&datagram.len())
+        || datagram[..4] != [DatagramKind::Response as u8, 0, 0, 0]
+    {
+        return None;
+    }
+    Some(ResponseHead { receiver: u32_at(datagram, 4)?, sender: u32_at(datagram, 8)? })
+}
+
+/// The big-endian number at `at`.
+pub(super) fn u32_at(datagram: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_be_bytes(*datagram.get(at..)?.first_chunk()?))
+}
+
+/// What stands before the payload, sealed with it.
+struct Offer {
+    aes: bool,
+    index: u32,
+}
+
+impl Offer {
+    /// Version (1), AES (1), length of the payload (2), sender's index (4), payload, zeros up to `padded` bytes of payload.
+    fn before(&self, payload: &[u8], padded: usize) -> Result<Zeroizing<Vec<u8>>, HandshakeError> {
+        let too_long = HandshakeError::TooLong(payload.len());
+        let len = u16::try_from(payload.len()).map_err(|_| too_long)?;
+        if payload.len() > MAX_PAYLOAD {
+            return Err(too_long);
+        }
+        let mut bytes = Zeroizing::new(Vec::with_capacity(OFFER_LEN + padded));
+        bytes.extend_from_slice(&[VERSION, u8::from(self.aes)]);
+        bytes.extend_from_slice(&len.to_be_bytes());
+        bytes.extend_from_slice(&self.index.to_be_bytes());
+        bytes.extend_from_slice(payload);
+        bytes.resize(OFFER_LEN + padded, 0);
+        Ok(bytes)
+    }
+
+    /// Only the one encoding is accepted, and only if the index inside is the one outside.
+    fn read(bytes: &[u8], outside: u32) -> Result<(Self, &[u8]), HandshakeError> {
+        let (head, rest) = bytes.split_first_chunk::<OFFER_LEN>().ok_or(HandshakeError::Malformed)?;
+        let [version, aes, high, low, index @ ..] = *head;
+        if version != VERSION {
+            return Err(HandshakeError::Version(version));
+        }
+        let (len, index) = (usize::from(u16::from_be_bytes([high, low])), u32::from_be_bytes(index));
+        let (payload, padding) = rest.split_at_checked(len).ok_or(HandshakeError::Malformed)?;
+        if aes > 1 || len > MAX_PAYLOAD || index != outside || padding.iter().any(|byte| *byte != 0) {
+            return Err(HandshakeError::Malformed);
+        }
+        Ok((Self { aes: aes == 1, index }, payload))
+    }
+}
+
+/// Splits off the transport keys of a finished handshake: the first is the initiator's to send with.
+fn split(noise: &mut HandshakeState, aes: bool, local: u32, remote: u32) -> Keys {
+    let initiator = noise.is_initiator();
+    let (first, second) = noise.dangerously_get_raw_split();
+    let (first, second) = (Zeroizing::new(first), Zeroizing::new(second));
+    let (send, receive) = if initiator { (first, second) } else { (second, first) };
+    Keys {
+        send,
+        receive,
+        cipher: if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 },
+        local,
+        remote,
+        initiator,
+    }
+}
+
+fn mac1_key(network: &[u8; 32], receiver: &NoisePublic) -> Zeroizing<[u8; 32]> {
+    derive(network, b"mac1 v1 ", &[&receiver.0])
+}
+
+fn cookie_key(network: &[u8; 32], responder: &NoisePublic) -> Zeroizing<[u8; 32]> {
+    derive(network, b"cookie 1", &[&responder.0])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    const SECRET: [u8; 32] = [9; 32];
+
+    fn local(n: u8, hardware_aes: bool) -> Local {
+        let noise = crate::identity::SigningKey::from_seed(&[n; 32]).noise_secret();
+        Local::new(&noise, &NetworkSecret::new(SECRET), hardware_aes)
+    }
+
+    #[test]
+    fn two_members_agree_on_keys_and_on_the_cipher_that_both_have_in_hardware() {
+        let now = start();
+        for (ours, theirs) in [(false, false), (false, true), (true, false), (true, true)] {
+            let (a, b) = (local(1, ours), local(2, theirs));
+            let (mut initiator, initiation) =
+                Initiator::new(&a, &b.public(), 7, b"from a", None, [3; 32]).expect("an initiation");
+            let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+            assert_eq!((responder.remote(), responder.payload()), (a.public(), &b"from a"[..]));
+            let (at_b, response) = responder.respond(8, b"from b", now).expect("a response");
+            assert_eq!(receiver_index(&response), Some(7));
+            let (at_a, payload) = initiator.read_response(&response, now).expect("a sound response");
+            assert_eq!(payload, b"from b");
+            let cipher = if ours && theirs { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
+            assert_eq!((at_a.cipher(), at_b.cipher()), (cipher, cipher));
+            for (from, to) in [(&at_a, &at_b), (&at_b, &at_a)] {
+                let mut datagram = [0; 16 + 5 + 16];
+                from.seal_in_place(from.reserve(1, now).expect("a counter"), &mut datagram);
+                assert_eq!(to.open_in_place(&mut datagram, now), Ok(5));
+            }
+        }
+    }
+}

@@ -1,6 +1,11 @@
-//! When a session is to be replaced, and when it is dead. Times and counts as WireGuard has them (section 6.1).
+//! When a session is to be replaced, when it is dead, and when a handshake is tried again. Times and counts as WireGuard
+//! has them (section 6.1); the retries are faster, because a mesh tries many candidates that do not answer.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use crate::identity::PeerId;
+
+use super::transport::Transport;
 
 /// After this a session in use is replaced: two minutes bound what one stolen key opens; half would double the
 /// handshakes of every pair for little.
@@ -15,3 +20,57 @@ pub const REKEY_AFTER_MESSAGES: u64 = 1 << 32;
 
 /// After this many nothing is sealed any more.
 pub const REJECT_AFTER_MESSAGES: u64 = 1 << 33;
+
+/// How much later than the initiator a responder with data to send replaces a session itself: six tries of the
+/// initiator have failed by then, or it sends nothing. 45 s remain until the session is dead.
+pub const RESPONDER_GRACE: Duration = Duration::from_secs(15);
+
+/// Before the second try of a handshake: above the round trip of most paths on Earth, below what a person notices.
+pub const FIRST_RETRY: Duration = Duration::from_millis(250);
+
+/// Between later tries: WireGuard's figure. Half would double what an unreachable peer costs.
+pub const MAX_RETRY: Duration = Duration::from_secs(5);
+
+/// After this a handshake is given up, until there is traffic again. Seven tries; who lost them all is not there, and
+/// frames have not waited that long anyway.
+pub const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
+
+/// How long our own initiation may make us ignore the peer's: as long as an answer may take. See [`our_initiation_wins`].
+pub const TIE_BREAK_TIME: Duration = Duration::from_secs(1);
+
+/// When `transport` is to be replaced for its age: at [`REKEY_AFTER_TIME`] by the initiator, [`RESPONDER_GRACE`] later
+/// by the responder, so that both do not begin at once. `None` while it has carried no data of ours: an idle session may die.
+pub fn replace_at(transport: &Transport) -> Option<Instant> {
+    transport.last_sent()?;
+    let grace = if transport.is_initiator() { Duration::ZERO } else { RESPONDER_GRACE };
+    Some(transport.created() + REKEY_AFTER_TIME + grace)
+}
+
+/// Whether `transport` is to be replaced now, for its age or for its count.
+pub fn is_due(transport: &Transport, now: Instant) -> bool {
+    transport.sealed() >= REKEY_AFTER_MESSAGES || replace_at(transport).is_some_and(|at| at <= now)
+}
+
+/// When `transport` dies of age.
+pub fn dies_at(transport: &Transport) -> Instant {
+    transport.created() + REJECT_AFTER_TIME
+}
+
+/// Whether `transport` seals nothing any more, for its age or for its count.
+pub fn is_dead(transport: &Transport, now: Instant) -> bool {
+    now >= dies_at(transport) || transport.sealed() >= REJECT_AFTER_MESSAGES - 1
+}
+
+/// How long to wait for an answer to try number `attempt`, counted from 0, before the next: [`FIRST_RETRY`], doubling to
+/// [`MAX_RETRY`], and up to a quarter more by `random`, so that nodes that lost power together do not retry together.
+pub fn retry_delay(attempt: u32, random: u32) -> Duration {
+    let delay = FIRST_RETRY.saturating_mul(1 << attempt.min(16)).min(MAX_RETRY);
+    delay + delay.mul_f64(0.25 * f64::from(random) / f64::from(u32::MAX))
+}
+
+/// Whether, of two initiations that crossed, ours is the one to be answered. The smaller id wins, so both sides decide
+/// alike: the winner ignores the peer's initiation while its own is younger than [`TIE_BREAK_TIME`], the loser answers and
+/// drops its own. After that time the winner answers too: its own was lost, or cannot arrive.
+pub fn our_initiation_wins(ours: &PeerId, theirs: &PeerId) -> bool {
+    ours < theirs
+}
