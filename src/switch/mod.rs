@@ -10,6 +10,10 @@ pub mod flood;
 pub mod forwarder;
 pub mod fragment;
 pub mod neighbor;
+pub mod seal;
+#[cfg(test)]
+mod testing;
 
 pub use fib::{Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
+pub use seal::{seal_frame, seal_message};

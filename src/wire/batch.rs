@@ -268,6 +268,11 @@ impl Batch {
         self.slots.len() - before
     }
 
+    /// Whether `count` more slots of `len` bytes altogether fit.
+    pub fn has_room(&self, count: usize, len: usize) -> bool {
+        self.slots.len() + count <= self.max_slots && self.end + len + count * (HEADROOM + TAILROOM) <= self.arena.len()
+    }
+
     /// Appends a slot with a copy of `bytes`; `None` if the batch is full.
     pub fn push(&mut self, bytes: &[u8], source: Option<SocketAddr>) -> Option<usize> {
         self.spare(bytes.len())?.copy_from_slice(bytes);
@@ -326,6 +331,7 @@ mod tests {
         assert!(batch.spare(100).is_none());
         batch.clear();
         assert!(batch.is_empty() && batch.spare(100).is_some());
+        assert!(batch.has_room(2, 200) && !batch.has_room(2, 201) && !batch.has_room(9, 0));
         let mut batch = Batch::new(4096, 1);
         assert!(batch.push(b"x", None).is_some() && batch.push(b"y", None).is_none());
     }
