@@ -1,0 +1,333 @@
+//! The underlay socket: one UDP port for both families, read in batches, written datagram by datagram.
+//!
+//! Endpoints are canonical: an IPv4 address is never shown in its IPv6 form, so it compares equal wherever it came
+//! from. Nothing here blocks but [`UdpSocket::send`], for a moment, when the network card's queue is full: that holds
+//! back the TAP queue and so the sender, where a drop would only make it send again.
+//!
+//! The socket never fragments (quinn-udp sets `IP_PMTUDISC_PROBE` and `IPV6_DONTFRAG`): frames that a path cannot carry
+//! are cut inside the tunnel, where one lost piece is noticed.
+
+#![expect(unsafe_code, reason = "poll(2), and SO_RCVBUFFORCE has no safe wrapper")]
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::config::DEFAULT_PORT;
+use crate::wire::Batch;
+
+/// Receive buffer of the socket, bytes: at 10 Gbit/s 4 MiB bridge the 3 ms for which the scheduler may keep an ingress
+/// thread waiting. Twice as much would only age datagrams.
+const RECEIVE_BUFFER: usize = 4 << 20;
+
+/// What one receive may bring with GRO: 64 datagrams, but never more than an IP packet.
+const GRO_BYTES: usize = 1 << 16;
+
+/// The kernel puts at most this many datagrams together (`UDP_GRO_CNT_MAX`): so far one receive may go beyond a limit.
+pub(crate) const GRO_DATAGRAMS: usize = 64;
+
+/// How long a send waits for room in the socket's buffer. 208 KiB, Linux's default send buffer, leave a 100 Mbit/s
+/// line in 17 ms; a line that is slower or stuck had better lose datagrams than stop the lane.
+const SEND_WAIT: Duration = Duration::from_millis(20);
+
+/// How many free UDP ports are tried until one has its TCP twin free too. One in sixteen would be a crowded machine;
+/// sixteen times none is no accident.
+const FREE_PORT_TRIES: usize = 16;
+
+/// The socket of a lane; sends from any thread.
+#[derive(Debug)]
+pub struct UdpSocket {
+    socket: Socket,
+    state: UdpSocketState,
+    port: u16,
+    /// Whether the socket speaks IPv6, and IPv4 in its IPv6 form.
+    dual: bool,
+}
+
+impl UdpSocket {
+    /// Opens the socket. `port` must be free for UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any other
+    /// that is.
+    ///
+    /// # Errors
+    /// Fit to be shown.
+    pub fn open(port: Option<u16>) -> anyhow::Result<Self> {
+        if let Some(port) = port.filter(|&port| port != 0) {
+            let socket = match Self::bind(port) {
+                Ok(socket) => socket,
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+                    bail!("UDP port {port} is taken (another meshd?): choose another with --port")
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    bail!("UDP port {port} is for root only: choose one above 1023 with --port")
+                }
+                Err(error) => return Err(error).with_context(|| format!("UDP port {port} could not be opened")),
+            };
+            if !tcp_is_free(port) {
+                bail!("TCP port {port} is taken (another meshd?): choose another with --port");
+            }
+            return Ok(socket);
+        }
+        for attempt in 0..=FREE_PORT_TRIES {
+            match Self::bind(if attempt == 0 { DEFAULT_PORT } else { 0 }) {
+                Ok(socket) if tcp_is_free(socket.port) => return Ok(socket),
+                Ok(_) => {}
+                Err(error) if attempt == 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => return Err(error).context("no UDP socket could be opened"),
+            }
+        }
+        bail!("no port is free for UDP and TCP alike: choose one with --port")
+    }
+
+    fn bind(port: u16) -> io::Result<Self> {
+        match Self::bind_to(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+            // A kernel without IPv6 has no such family, or no such address.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
+                Self::bind_to(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+            }
+            result => result,
+        }
+    }
+
+    fn bind_to(address: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        if address.is_ipv6() {
+            socket.set_only_v6(false)?;
+        }
+        socket.bind(&address.into())?;
+        let state = UdpSocketState::new((&socket).into())?;
+        if !force_receive_buffer(&socket) {
+            // Refused beyond net.core.rmem_max without CAP_NET_ADMIN; the kernel then takes what it allows.
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
+        let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
+        Ok(Self { socket, state, port, dual: address.is_ipv6() })
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether it speaks IPv6 too.
+    pub fn has_ipv6(&self) -> bool {
+        self.dual
+    }
+
+    /// Receives into slots of `batch`, about `limit` of them, until there is nothing left or the batch is full, and
+    /// leaves room for copies. Returns how many slots were made and whether there may be more to receive.
+    ///
+    /// # Errors
+    /// What the kernel says of the socket itself; ICMP errors about earlier datagrams are passed over.
+    pub fn receive(&self, batch: &mut Batch, limit: usize) -> io::Result<(usize, bool)> {
+        let mut count = 0;
+        while count < limit {
+            // Twice the room: what is put together again is appended.
+            if batch.spare(2 * GRO_BYTES).is_none() {
+                break;
+            }
+            let Some(spare) = batch.spare(GRO_BYTES) else { break };
+            let mut meta = [RecvMeta::default()];
+            match self.state.recv((&self.socket).into(), &mut [IoSliceMut::new(spare)], &mut meta) {
+                Ok(_) => count += batch.commit_strided(meta[0].len, meta[0].stride, Some(canonical(meta[0].addr))),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((count, false)),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted || is_about_a_path(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((count, true))
+    }
+
+    /// Sends one datagram.
+    ///
+    /// # Errors
+    /// What the kernel says. All of it concerns this datagram or this endpoint: the caller counts it and goes on.
+    pub fn send(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        let destination = match (endpoint, self.dual) {
+            (SocketAddr::V4(v4), true) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
+            (SocketAddr::V6(_), false) => return Err(io::ErrorKind::NetworkUnreachable.into()),
+            (SocketAddr::V4(_) | SocketAddr::V6(_), _) => endpoint,
+        };
+        let transmit = Transmit { destination, ecn: None, contents: bytes, segment_size: None, src_ip: None };
+        match self.state.try_send((&self.socket).into(), &transmit) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.wait_writable() => {
+                self.state.try_send((&self.socket).into(), &transmit)
+            }
+            result => result,
+        }
+    }
+
+    /// Waits until the socket's buffer has room, at most [`SEND_WAIT`].
+    fn wait_writable(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.socket.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
+        // SAFETY: `poll` is one valid pollfd, alive for the call, and its descriptor is open.
+        unsafe { libc::poll(&raw mut poll, 1, SEND_WAIT.as_millis() as libc::c_int) == 1 }
+    }
+}
+
+impl AsFd for UdpSocket {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// The one form of an endpoint: IPv4 as IPv4, no flow label, a scope only where the address needs one.
+pub(crate) fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    let ip = endpoint.ip().to_canonical();
+    match (ip, endpoint) {
+        (IpAddr::V6(ip), SocketAddr::V6(v6)) => {
+            let scope = if ip.is_unicast_link_local() { v6.scope_id() } else { 0 };
+            SocketAddrV6::new(ip, v6.port(), 0, scope).into()
+        }
+        (IpAddr::V4(_) | IpAddr::V6(_), SocketAddr::V4(_) | SocketAddr::V6(_)) => (ip, endpoint.port()).into(),
+    }
+}
+
+/// An ICMP error about something sent earlier, which the kernel reports at the next receive.
+fn is_about_a_path(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::ECONNREFUSED | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EMSGSIZE | libc::EPROTO | libc::ENOBUFS)
+    )
+}
+
+/// Whether the directory can listen on the TCP port of the same number, in both families.
+fn tcp_is_free(port: u16) -> bool {
+    let probe = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port));
+    match probe {
+        Err(error) if error.kind() != io::ErrorKind::AddrInUse => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)),
+        result => result,
+    }
+    .is_ok()
+}
+
+/// Sets the receive buffer beyond the system's limit, which CAP_NET_ADMIN allows.
+fn force_receive_buffer(socket: &Socket) -> bool {
+    let bytes = RECEIVE_BUFFER as libc::c_int;
+    // SAFETY: the option takes a c_int, which `bytes` is; it lives for the call; the descriptor is open.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        )
+    };
+    result == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn any() -> UdpSocket {
+        UdpSocket::bind(0).expect("a socket")
+    }
+
+    fn receive(socket: &UdpSocket) -> Batch {
+        let mut batch = Batch::new(1 << 18, 512);
+        for _ in 0..200 {
+            if socket.receive(&mut batch, 64).expect("a receive").0 > 0 {
+                break;
+            }
+            #[expect(clippy::disallowed_methods, reason = "a test waits for the kernel")]
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        batch
+    }
+
+    #[test]
+    fn both_families_arrive_at_one_port_with_canonical_sources() {
+        let (here, there) = (any(), any());
+        here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"four").expect("sent");
+        let batch = receive(&there);
+        assert_eq!(batch.bytes(0), b"four");
+        assert_eq!(batch.slots()[0].source, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()))));
+        if !here.has_ipv6() || here.send(SocketAddr::from((Ipv6Addr::LOCALHOST, there.port())), b"six").is_err() {
+            return;
+        }
+        let batch = receive(&there);
+        assert_eq!(batch.bytes(0), b"six");
+        assert_eq!(batch.slots()[0].source, Some(SocketAddr::from((Ipv6Addr::LOCALHOST, here.port()))));
+    }
+
+    #[test]
+    fn many_datagrams_fill_a_batch_in_order_and_leave_room_for_copies() {
+        let (here, there) = (any(), any());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, there.port()));
+        for number in 0..100u8 {
+            here.send(to, &[number; 1400]).expect("sent");
+        }
+        let mut batch = Batch::new(1 << 18, 512);
+        let mut seen = 0;
+        while seen < 100 {
+            batch.clear();
+            let (count, more) = there.receive(&mut batch, 32).expect("a receive");
+            assert!(count > 0 || more, "only {seen} arrived");
+            for index in 0..batch.len() {
+                assert_eq!(batch.bytes(index), [seen; 1400]);
+                seen += 1;
+            }
+            assert!(batch.spare(GRO_BYTES).is_some());
+        }
+    }
+
+    #[test]
+    fn datagrams_sent_as_one_segmented_buffer_arrive_as_slots_of_their_own() {
+        let (here, there) = (any(), any());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), there.port()));
+        let bytes: Vec<u8> = (0..10u8).flat_map(|number| [number; 1000]).collect();
+        let transmit =
+            Transmit { destination: to, ecn: None, contents: &bytes, segment_size: Some(1000), src_ip: None };
+        if !here.has_ipv6() || here.state.try_send((&here.socket).into(), &transmit).is_err() {
+            return;
+        }
+        let batch = receive(&there);
+        assert_eq!(batch.len(), 10);
+        assert!((0..10).all(|index| batch.bytes(index) == [index as u8; 1000]));
+    }
+
+    #[test]
+    fn a_datagram_nobody_can_get_is_an_error_of_that_datagram_alone() {
+        let (here, there) = (any(), any());
+        let closed = any().port();
+        for _ in 0..3 {
+            let _ = here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, closed)), b"nobody");
+        }
+        assert!(here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), &[0; 70_000]).is_err());
+        assert!(here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), b"port zero").is_err());
+        here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"still here").expect("sent");
+        assert_eq!(receive(&there).bytes(0), b"still here");
+        there.send(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port())), b"both ways").expect("sent");
+        assert_eq!(receive(&here).bytes(0), b"both ways");
+    }
+
+    #[test]
+    fn a_chosen_port_that_is_taken_is_refused_and_any_other_is_found() {
+        let first = UdpSocket::open(None).expect("some port is free");
+        let refusal = UdpSocket::open(Some(first.port())).expect_err("it is taken").to_string();
+        assert_eq!(
+            refusal,
+            format!("UDP port {} is taken (another meshd?): choose another with --port", first.port())
+        );
+        let second = UdpSocket::open(None).expect("another port is free");
+        assert_ne!(first.port(), second.port());
+        let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a TCP port");
+        let port = listener.local_addr().expect("bound").port();
+        let refusal = UdpSocket::open(Some(port)).expect_err("TCP has it").to_string();
+        assert!(refusal.contains("is taken"), "{refusal}");
+    }
+
+    #[test]
+    fn an_endpoint_has_one_form() {
+        let form = |text: &str| canonical(text.parse().expect("an endpoint")).to_string();
+        assert_eq!(form("[::ffff:192.0.2.1]:7"), "192.0.2.1:7");
+        assert_eq!(form("[fe80::1%3]:7"), "[fe80::1%3]:7");
+        assert_eq!(form("[2001:db8::1%3]:7"), "[2001:db8::1]:7");
+    }
+}
