@@ -144,7 +144,8 @@ impl Half for Egress {
     }
 
     fn read(&mut self, port: &Port, batch: &mut Batch) -> anyhow::Result<bool> {
-        let count = port.queue.read(batch, BATCH).map_err(|error| anyhow::anyhow!("the TAP device is gone: {error}"))?;
+        let count =
+            port.queue.read(batch, BATCH).map_err(|error| anyhow::anyhow!("the TAP device is gone: {error}"))?;
         Ok(count == BATCH)
     }
 
@@ -340,6 +341,7 @@ mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
     use super::*;
+    use crate::identity::Mac;
     use crate::tap::queue::tests::{MAC, device};
 
     /// Punts every datagram, panics at the word "panic", and has seen one thing worth telling.
@@ -391,7 +393,7 @@ mod tests {
         let port = Port {
             queue: Arc::new(device.queue().expect("a queue")),
             socket: Arc::clone(&socket),
-            fib: Arc::new(ArcSwap::from_pointee(Fib::empty(MAC, 1500))),
+            fib: Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500))),
             to_control,
             stop: Arc::clone(&stop),
             shown: Arc::clone(&counters[0]),
@@ -444,7 +446,7 @@ mod tests {
     fn an_idle_lane_stops_at_once() {
         let Some(device) = device("mtest-stop") else { return };
         let socket = Arc::new(UdpSocket::open(None).expect("a socket"));
-        let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(MAC, 1500)));
+        let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500)));
         let (to_control, _from_lane) = mpsc::channel(8);
         let queue = device.queue().expect("a queue");
         let lane = Lane::start(0, queue, socket, &fib, &to_control).expect("it starts");

@@ -191,7 +191,9 @@ pub(crate) fn canonical(endpoint: SocketAddr) -> SocketAddr {
 fn is_about_a_path(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),
-        Some(libc::ECONNREFUSED | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EMSGSIZE | libc::EPROTO | libc::ENOBUFS)
+        Some(
+            libc::ECONNREFUSED | libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EMSGSIZE | libc::EPROTO | libc::ENOBUFS
+        )
     )
 }
 
@@ -311,10 +313,7 @@ mod tests {
     fn a_chosen_port_that_is_taken_is_refused_and_any_other_is_found() {
         let first = UdpSocket::open(None).expect("some port is free");
         let refusal = UdpSocket::open(Some(first.port())).expect_err("it is taken").to_string();
-        assert_eq!(
-            refusal,
-            format!("UDP port {} is taken (another meshd?): choose another with --port", first.port())
-        );
+        assert_eq!(refusal, format!("UDP port {} is taken (another meshd?): choose another with --port", first.port()));
         let second = UdpSocket::open(None).expect("another port is free");
         assert_ne!(first.port(), second.port());
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a TCP port");

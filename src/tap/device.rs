@@ -9,8 +9,6 @@ use std::os::fd::AsFd;
 
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
-use crate::identity::Mac;
-
 use super::queue::Queue;
 
 const TUN: &str = "/dev/net/tun";
@@ -66,7 +64,7 @@ impl Device {
     ///
     /// # Errors
     /// [`DeviceError`], fit to be shown.
-    pub fn open(name: &str, mac: Mac, mtu: usize) -> Result<Self, DeviceError> {
+    pub fn open(name: &str, mac: [u8; 6], mtu: usize) -> Result<Self, DeviceError> {
         if !is_interface_name(name) {
             return Err(DeviceError::Name(name.to_owned()));
         }
@@ -81,7 +79,7 @@ impl Device {
             .layer(Layer::L2)
             .offload(false)
             .packet_information(false)
-            .mac_addr(mac.0)
+            .mac_addr(mac)
             .mtu(kernel_mtu)
             .enable(true)
             .build_sync()

@@ -70,11 +70,10 @@ pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::identity::Mac;
     use crate::tap::device::{Device, DeviceError};
     use crate::wire::ethernet::FrameHead;
 
-    pub(crate) const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
+    pub(crate) const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
     /// A device to test with, or nothing and a line that says why.
     pub(crate) fn device(name: &str) -> Option<Device> {
@@ -133,7 +132,7 @@ pub(crate) mod tests {
         queue.write(&request).expect("a frame goes in");
         let reply = wait_for(&queue, 0x0806);
         assert_eq!(&reply[..6], [2, 0, 0, 0, 0, 9]);
-        assert_eq!((&reply[6..12], &reply[20..22]), (&MAC.0[..], &[0, 2][..]));
+        assert_eq!((&reply[6..12], &reply[20..22]), (&MAC[..], &[0, 2][..]));
         assert_eq!(&reply[28..32], [198, 18, 77, 1]);
     }
 
