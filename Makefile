@@ -1,0 +1,34 @@
+# What CI and the README call, and nothing else. Each target is one script or one cargo line.
+
+.PHONY: help demo test check sim lab fuzz seeds image setup
+
+help: ## this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+
+demo: ## five laptops on one switch without Internet, in namespaces of this machine
+	cargo build --quiet --workspace --all-features --bins
+	target/debug/netsim demo
+
+test: ## every test, the lab's too (SKIPPED lines say what this machine cannot run)
+	scripts/test
+
+seeds: ## the fuzz corpus, written anew from real encodings
+	cargo run --quiet --manifest-path fuzz/Cargo.toml --bin seeds
+
+check: ## formatting, lints, layering, documentation, licences
+	scripts/check
+
+sim: ## the virtual world: many nodes, virtual time, no privileges
+	cargo test -p netsim
+
+lab: ## the real world: the real binary in network namespaces
+	MESHD_REQUIRE_LAB=1 scripts/test --lab
+
+fuzz: ## each fuzz target for FUZZ_SECONDS (60) seconds
+	scripts/fuzz
+
+image: ## the container image meshd:latest
+	docker build --tag meshd:latest .
+
+setup: ## install what the tests need (Debian 12, as root)
+	scripts/setup
