@@ -5,4 +5,5 @@
 //! channels only.
 
 pub mod lane;
+pub mod netlink;
 pub mod udp;

@@ -9,6 +9,7 @@
 pub mod directory;
 pub mod membership;
 pub mod record;
+pub mod sighting;
 
 #[cfg(feature = "daemon")]
 pub mod beacon;
