@@ -1,2 +1,5 @@
-//! placeholder
-fn main() {}
+//! The program: everything is in the library, the command line in `cli`.
+
+fn main() -> std::process::ExitCode {
+    meshd::cli::main()
+}

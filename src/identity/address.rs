@@ -67,6 +67,7 @@ impl FromStr for Mac {
 
 /// An IPv4 network of the overlay: address and prefix length (8 to 30).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "(Ipv4Addr, u8)", into = "(Ipv4Addr, u8)")]
 pub struct Ipv4Prefix {
     address: Ipv4Addr,
     length: u8,
@@ -100,6 +101,20 @@ impl Ipv4Prefix {
     }
 }
 
+impl TryFrom<(Ipv4Addr, u8)> for Ipv4Prefix {
+    type Error = AddressError;
+
+    fn try_from((address, length): (Ipv4Addr, u8)) -> Result<Self, AddressError> {
+        Self::new(address, length).filter(|prefix| prefix.address == address).ok_or(AddressError)
+    }
+}
+
+impl From<Ipv4Prefix> for (Ipv4Addr, u8) {
+    fn from(prefix: Ipv4Prefix) -> Self {
+        (prefix.address, prefix.length)
+    }
+}
+
 impl fmt::Display for Ipv4Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.address, self.length)
@@ -112,7 +127,7 @@ impl FromStr for Ipv4Prefix {
     fn from_str(text: &str) -> Result<Self, AddressError> {
         let (address, length) = text.split_once('/').ok_or(AddressError)?;
         let (address, length) = (address.parse().map_err(|_| AddressError)?, length.parse().map_err(|_| AddressError)?);
-        Self::new(address, length).filter(|prefix| prefix.address == address).ok_or(AddressError)
+        Self::try_from((address, length))
     }
 }
 
@@ -164,6 +179,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::identity::canonical;
 
     proptest! {
         #[test]
@@ -188,6 +204,16 @@ mod tests {
         let address = ula_address(&network, &Mac([0x02, 0, 0, 0, 0, 1]));
         assert_eq!(address.to_string(), "fdab:abab:abab::ff:fe00:1");
         assert_eq!(ula_prefix(&network).to_string(), "fdab:abab:abab::");
+    }
+
+    #[test]
+    fn a_prefix_off_the_wire_obeys_the_same_rules() {
+        let prefix: Ipv4Prefix = "10.1.0.0/16".parse().expect("a prefix");
+        assert_eq!(canonical::decode(&canonical::encode(&prefix), 16), Ok(prefix));
+        for (address, length) in [([10, 0, 0, 0], 0), ([10, 0, 0, 0], 99), ([10, 0, 0, 1], 16)] {
+            let bytes = canonical::encode(&(Ipv4Addr::from(address), length as u8));
+            assert!(canonical::decode::<Ipv4Prefix>(&bytes, 16).is_err(), "{address:?}/{length}");
+        }
     }
 
     #[test]

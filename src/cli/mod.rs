@@ -1,0 +1,320 @@
+//! What was typed: the command line, and one function a command.
+//!
+//! Data goes to stdout, everything else to stderr. A failure is one line, `meshd: what is wrong; what to do`, and exit
+//! code 1; a command line that makes no sense is clap's business and exit code 2.
+
+mod duration;
+mod input;
+mod ping;
+mod render;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::UpConfig;
+use crate::daemon::enroll::{self, Terms};
+use crate::daemon::store::{self, Home, Store};
+use crate::daemon::{self, api, telemetry};
+use crate::identity::{Ipv4Prefix, Mac, Name};
+use crate::node::{Command, Reply};
+
+/// Bytes of an interface's name that Linux allows: IFNAMSIZ less the zero at the end.
+const MAX_DEVICE_NAME: usize = 15;
+
+/// The first invite of a network is open for a week to everybody who gets it: a founder sets up several machines.
+const FIRST_INVITE: Terms =
+    Terms { expires: Duration::from_secs(7 * 86400), uses: 0, member_for: Duration::from_secs(5 * 365 * 86400) };
+
+/// A layer-2 mesh VPN with no centre.
+#[derive(Debug, Parser)]
+#[command(name = "meshd", version, about, long_about = None)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Args)]
+struct Global {
+    /// Where networks are kept [default: /var/lib/meshd for root, else ~/.local/state/meshd]
+    #[arg(long, global = true, env = "MESHD_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Where API sockets are [default: /run/meshd for root, else $XDG_RUNTIME_DIR/meshd]
+    #[arg(long, global = true, env = "MESHD_RUNTIME_DIR", value_name = "DIR")]
+    runtime_dir: Option<PathBuf>,
+    /// Which network, if this machine is a member of several; for `join`, what to call it here
+    #[arg(long, global = true, value_name = "NETWORK")]
+    network: Option<Name>,
+    /// Print JSON, for programs
+    #[arg(long, global = true)]
+    json: bool,
+    /// Log more; twice: a line for each datagram
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Create a network with this machine as its first member, and print the first invite
+    Init {
+        /// What to call the network [default: mesh- and four digits of its id]
+        #[arg(long, value_name = "NETWORK")]
+        name: Option<Name>,
+        /// What to call this machine [default: its host name]
+        #[arg(long, value_name = "HOST")]
+        host: Option<Name>,
+        /// The network's IPv4 addresses [default: 10.x.0.0/16, x by the network's id]
+        #[arg(long, value_name = "PREFIX")]
+        prefix: Option<Ipv4Prefix>,
+    },
+    /// Print an invite; whoever gets it can become a member
+    Invite {
+        #[command(flatten)]
+        which: Which,
+        /// How long one may join by it
+        #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration::parse)]
+        expires: Duration,
+        /// How many may join by it; 0: any number. Recorded in the invite, not enforced yet
+        #[arg(long, value_name = "COUNT", default_value_t = 1)]
+        uses: u16,
+        /// How long their membership lasts, from now
+        #[arg(long, value_name = "DURATION", default_value = "5y", value_parser = duration::parse)]
+        member_for: Duration,
+    },
+    /// Become a member by an invite; works offline
+    Join {
+        /// The invite; `-` reads it from standard input, `@FILE` from a file
+        invite: String,
+        /// What to call this machine [default: its host name]
+        #[arg(long, value_name = "HOST")]
+        name: Option<Name>,
+    },
+    /// Run the node, until SIGINT or SIGTERM
+    Up {
+        #[command(flatten)]
+        which: Which,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Show how this node stands
+    Status {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show the members and how they are reached
+    Peers {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show the MACs and behind which member each is
+    Stations {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Show what the directory says, and which shards hold it
+    Lookup {
+        /// A MAC, an IP address or a name
+        key: String,
+    },
+    /// Measure the round trip to a member inside the tunnel
+    Ping {
+        /// A name, an address in the mesh, a MAC or a peer id
+        peer: String,
+        /// Stop after so many [default: at Ctrl-C]
+        #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
+        count: Option<u32>,
+        /// Seconds from one to the next
+        #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = ping::parse_interval)]
+        interval: Duration,
+    },
+}
+
+#[derive(Debug, Args)]
+struct Which {
+    /// Which network, if this machine is a member of several
+    #[arg(id = "NETWORK", value_name = "NETWORK")]
+    named: Option<Name>,
+}
+
+/// `meshd up`'s settings; the environment serves the systemd unit.
+#[derive(Debug, Args)]
+struct Settings {
+    /// Name of the network interface [default: the network's name, cut to 15 bytes]
+    #[arg(long, env = "MESHD_DEVICE", value_name = "NAME", value_parser = parse_device)]
+    device: Option<String>,
+    /// UDP and TCP port [default: 4747, or any free one]
+    #[arg(long, env = "MESHD_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: Option<u16>,
+    /// Our MAC address in the mesh [default: by our key]
+    #[arg(long, env = "MESHD_MAC", value_parser = parse_mac)]
+    mac: Option<Mac>,
+    /// Our IPv4 address in the mesh [default: by our key]
+    #[arg(long, env = "MESHD_IP", value_name = "ADDRESS")]
+    ip: Option<std::net::Ipv4Addr>,
+    /// MTU of the network interface
+    #[arg(long, env = "MESHD_MTU", value_name = "BYTES", default_value_t = crate::config::DEFAULT_MTU as u16,
+          value_parser = clap::value_parser!(u16).range(1280..=1500))]
+    mtu: u16,
+}
+
+/// Reads the command line and does what it says.
+pub fn main() -> ExitCode {
+    let Cli { global, action } = Cli::parse();
+    telemetry::start(global.verbose);
+    act(&global, action).unwrap_or_else(|error| {
+        render::error(&error);
+        ExitCode::FAILURE
+    })
+}
+
+fn act(global: &Global, action: Action) -> Result<ExitCode> {
+    let store = Store::open(global.state_dir.clone())?;
+    match action {
+        Action::Init { name, host, prefix } => {
+            let name = one_name("--name", name, global.network.clone())?;
+            let (home, enrolled) = enroll::found(&store, name, host, prefix)?;
+            render::founded(global.json, &enrolled, &enroll::invite(&home, &FIRST_INVITE, &[])?)?;
+        }
+        Action::Invite { which, expires, uses, member_for } => {
+            let home = open(&store, global, which)?;
+            let status = runtime(global, &home.network.name).and_then(|path| api::request(&path, &Command::Status));
+            let endpoints = match status {
+                Ok(Reply::Status(status)) => status.endpoints,
+                // Not running: an invite without our endpoints still works on one LAN.
+                Ok(_) | Err(_) => Vec::new(),
+            };
+            let ticket = enroll::invite(&home, &Terms { expires, uses, member_for }, &endpoints)?;
+            render::invited(global.json, &ticket, !endpoints.is_empty())?;
+        }
+        Action::Join { invite, name } => {
+            let text = input::invite(&invite)?;
+            let (_, enrolled) = enroll::join(&store, &text, global.network.clone(), name)?;
+            render::joined(global.json, &enrolled)?;
+        }
+        Action::Up { which, settings } => up(global, open(&store, global, which)?, settings)?,
+        Action::Status { which } => show(&store, global, which.named, Command::Status)?,
+        Action::Peers { which } => show(&store, global, which.named, Command::Peers)?,
+        Action::Stations { which } => show(&store, global, which.named, Command::Stations)?,
+        Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
+        Action::Ping { peer, count, interval } => {
+            let path = runtime(global, &choose(&store, global, None)?)?;
+            return ping::run(&path, &peer, count, interval, global.json);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
+    let name = home.network.name.clone();
+    let membership = home.membership(enroll::clock()?)?;
+    if let Some(ip) = settings.ip.filter(|ip| !home.network.prefix.contains_host(*ip)) {
+        bail!("{ip} is not a host of network {name}, which is {}; choose an --ip in it", home.network.prefix);
+    }
+    let _lock = home.lock()?;
+    let runtime = store::runtime_dir(global.runtime_dir.as_deref(), &name)?;
+    let boots = home.next_boot()?;
+    let device = settings.device.unwrap_or_else(|| device_name(&name));
+    let config = UpConfig {
+        name: membership.name().clone(),
+        device,
+        port: settings.port,
+        state: home.dir.clone(),
+        runtime,
+        node: home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu)),
+    };
+    daemon::run(config)
+}
+
+/// Asks the daemon and prints what it says.
+fn show(store: &Store, global: &Global, named: Option<Name>, command: Command) -> Result<()> {
+    let path = runtime(global, &choose(store, global, named)?)?;
+    let reply = api::request(&path, &command)?;
+    if let Reply::Error { message } = reply {
+        bail!(message);
+    }
+    render::reply(global.json, &reply)
+}
+
+fn open(store: &Store, global: &Global, which: Which) -> Result<Home> {
+    store.load(&choose(store, global, which.named)?)
+}
+
+fn choose(store: &Store, global: &Global, named: Option<Name>) -> Result<Name> {
+    store.choose(one_name("NETWORK", named, global.network.clone())?.as_ref())
+}
+
+fn runtime(global: &Global, network: &Name) -> Result<PathBuf> {
+    Ok(api::socket_path(&store::runtime_dir(global.runtime_dir.as_deref(), network)?))
+}
+
+/// A name may be said in two places, but not differently.
+fn one_name(place: &str, named: Option<Name>, global: Option<Name>) -> Result<Option<Name>> {
+    if let (Some(a), Some(b)) = (&named, &global)
+        && a != b
+    {
+        bail!("{place} says {a} and --network says {b}; say one of them");
+    }
+    Ok(named.or(global))
+}
+
+fn device_name(network: &Name) -> String {
+    let text = network.as_str();
+    text[..text.len().min(MAX_DEVICE_NAME)].trim_end_matches('-').to_owned()
+}
+
+fn parse_device(text: &str) -> Result<String, String> {
+    let sound = |c: char| c.is_ascii_graphic() && c != '/' && c != ':' && c != '%';
+    let reserved = text == "." || text == "..";
+    if text.is_empty() || text.len() > MAX_DEVICE_NAME || !text.chars().all(sound) || reserved {
+        return Err(format!("an interface name has 1 to {MAX_DEVICE_NAME} printable characters without / : %"));
+    }
+    Ok(text.to_owned())
+}
+
+fn parse_mac(text: &str) -> Result<Mac, String> {
+    let mac: Mac = text.parse().map_err(|error| format!("{error}"))?;
+    if mac.is_group() || mac == Mac([0; 6]) {
+        return Err("a node needs a unicast MAC: the first byte must be even, and not all bytes zero".to_owned());
+    }
+    Ok(mac)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_device_is_called_like_its_network_as_far_as_linux_lets_it() {
+        let device = |name: &str| device_name(&name.parse().expect("a name"));
+        assert_eq!(device("mesh-7f3a"), "mesh-7f3a");
+        assert_eq!(device("a-network-with-a-long-name"), "a-network-with");
+    }
+
+    #[test]
+    fn a_device_name_that_linux_would_refuse_is_refused_at_once() {
+        assert!(parse_device("mesh0").is_ok());
+        for text in ["", ".", "..", "a/b", "a:b", "mesh%d", "a b", "sixteen-bytes-xx"] {
+            assert!(parse_device(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_group_mac_is_refused() {
+        assert!(parse_mac("02:00:00:00:00:01").is_ok());
+        for text in ["03:00:00:00:00:01", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00", "02:00:00:00:00"] {
+            assert!(parse_mac(text).is_err(), "{text}");
+        }
+    }
+}

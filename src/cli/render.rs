@@ -1,0 +1,250 @@
+//! What people and programs read: aligned tables and `key: value` lines, or one line of JSON a reply.
+#![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
+
+use std::io::{self, Write};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use crate::daemon::enroll::{Enrolled, Ticket};
+use crate::node::command::{LookupInfo, PeerInfo, Reply, StationInfo, Status};
+
+use super::duration::human;
+use super::ping::Statistics;
+
+/// The one line of a failure.
+pub(super) fn error(error: &anyhow::Error) {
+    let text = format!("{error:#}").replace(['\n', '\r'], " ");
+    eprintln!("meshd: {text}");
+}
+
+/// After `init`.
+pub(super) fn founded(json: bool, enrolled: &Enrolled, ticket: &Ticket) -> Result<()> {
+    if json {
+        #[derive(Serialize)]
+        struct Founded<'a> {
+            #[serde(flatten)]
+            enrolled: &'a Enrolled,
+            invite: &'a str,
+        }
+        return print_json(&Founded { enrolled, invite: &ticket.invite });
+    }
+    let Enrolled { network, .. } = enrolled;
+    print(&format!(
+        "{}\nStart this machine:\n\n    meshd up {network}\n\nOn every other machine, within 7 days:\n\n    \
+         meshd join {}\n    meshd up\n\nWhoever has the invite can join: pass it on as you would a password.\n",
+        membership(&format!("Network {network} is made, and this machine is its first member."), enrolled),
+        ticket.invite,
+    ))
+}
+
+/// After `invite`.
+pub(super) fn invited(json: bool, ticket: &Ticket, running: bool) -> Result<()> {
+    if json {
+        return print_json(ticket);
+    }
+    print(&format!("{}\n", ticket.invite))?;
+    if !running {
+        eprintln!(
+            "meshd is not running here, so the invite does not say where this machine is: newcomers find it on the \
+             same LAN only; for others run `meshd up {}` first",
+            ticket.network
+        );
+    }
+    Ok(())
+}
+
+/// After `join`.
+pub(super) fn joined(json: bool, enrolled: &Enrolled) -> Result<()> {
+    if json {
+        return print_json(enrolled);
+    }
+    let Enrolled { network, .. } = enrolled;
+    let title = format!("This machine is a member of network {network} now.");
+    print(&format!("{}\nStart it:\n\n    meshd up {network}\n", membership(&title, enrolled)))
+}
+
+/// The answer to a question other than a ping.
+pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
+    if json {
+        return print_json(reply);
+    }
+    print(&match reply {
+        Reply::Status(info) => status(info),
+        Reply::Peers { peers: list } => peers(list),
+        Reply::Stations { stations: list } => stations(list),
+        Reply::Lookup(info) => lookup(info),
+        Reply::Pong(_) | Reply::Error { .. } => String::new(),
+    })
+}
+
+/// One ping of a run.
+pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
+    if json {
+        return print_json(reply);
+    }
+    match reply {
+        Reply::Pong(pong) => print(&format!(
+            "answer from {} at {}: seq={sequence} time={:.3} ms, sees us at {}\n",
+            pong.name, pong.endpoint, pong.rtt_ms, pong.observed
+        )),
+        Reply::Error { message } => print(&format!("no answer: seq={sequence} {message}\n")),
+        Reply::Status(_) | Reply::Peers { .. } | Reply::Stations { .. } | Reply::Lookup(_) => Ok(()),
+    }
+}
+
+/// The end of a run of pings.
+pub(super) fn statistics(json: bool, peer: &str, statistics: &Statistics) -> Result<()> {
+    if json {
+        return print_json(statistics);
+    }
+    let Statistics { transmitted, received, .. } = *statistics;
+    let loss = 100 * u64::from(transmitted - received) / u64::from(transmitted.max(1));
+    let mut text = format!("\n--- {peer} ping statistics ---\n");
+    text.push_str(&format!("{transmitted} transmitted, {received} received, {loss}% loss\n"));
+    if let (Some(min), Some(avg), Some(max)) = (statistics.min_ms, statistics.avg_ms, statistics.max_ms) {
+        text.push_str(&format!("rtt min/avg/max = {min:.3}/{avg:.3}/{max:.3} ms\n"));
+    }
+    print(&text)
+}
+
+fn membership(title: &str, enrolled: &Enrolled) -> String {
+    let Enrolled { name, peer, mac, ipv4, prefix, state, .. } = enrolled;
+    let lines = [
+        ("name", name.clone()),
+        ("peer", peer.clone()),
+        ("address", format!("{ipv4} in {prefix}")),
+        ("mac", mac.clone()),
+        ("kept in", state.clone()),
+    ];
+    format!("{title}\n\n{}", key_values(&lines))
+}
+
+fn status(info: &Status) -> String {
+    let drops: Vec<_> =
+        info.drops.iter().filter(|(_, count)| *count > 0).map(|(name, n)| format!("{name} {n}")).collect();
+    key_values(&[
+        ("network", format!("{} ({})", info.network, info.network_id)),
+        ("name", info.name.clone()),
+        ("peer", info.peer.clone()),
+        ("device", info.device.clone()),
+        ("mac", info.mac.clone()),
+        ("ipv4", info.ipv4.to_string()),
+        ("ipv6", info.ipv6.to_string()),
+        ("endpoints", list(&info.endpoints)),
+        ("members", format!("{} known, {} connected", info.members, info.connected)),
+        ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
+        ("uptime", human(info.uptime)),
+        ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
+    ])
+}
+
+fn peers(list: &[PeerInfo]) -> String {
+    let rows = list.iter().map(|peer| {
+        [
+            peer.name.clone(),
+            peer.ipv4.to_string(),
+            peer.path.clone(),
+            peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
+            peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
+            peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
+        ]
+    });
+    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
+}
+
+fn stations(list: &[StationInfo]) -> String {
+    let rows = list.iter().map(|it| [it.mac.clone(), it.name.clone(), it.peer.clone(), it.by.clone()]);
+    table(["MAC", "NAME", "PEER", "BY"], rows)
+}
+
+fn lookup(info: &LookupInfo) -> String {
+    key_values(&[
+        ("name", info.name.clone()),
+        ("peer", info.peer.clone()),
+        ("mac", info.mac.clone()),
+        ("ipv4", info.ipv4.to_string()),
+        ("ipv6", info.ipv6.to_string()),
+        ("endpoints", list(&info.endpoints)),
+        ("sequence", info.sequence.to_string()),
+        ("expires", format!("{} (Unix seconds)", info.expires)),
+        ("shards", if info.shards.is_empty() { "none".to_owned() } else { info.shards.join(", ") }),
+    ])
+}
+
+fn list(items: &[impl ToString]) -> String {
+    if items.is_empty() {
+        return "none".to_owned();
+    }
+    items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn dash() -> String {
+    "-".to_owned()
+}
+
+/// `key: value` lines, the values in one column.
+fn key_values(lines: &[(&str, String)]) -> String {
+    let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
+    lines.iter().map(|(key, value)| format!("{:width$} {value}\n", format!("{key}:"))).collect()
+}
+
+/// A heading and rows in columns, two spaces apart, nothing after the last.
+fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
+    let line = |row: &[String; N]| {
+        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&format!("{}\n", serde_json::to_string(value)?))
+}
+
+/// Writes to stdout; a reader that went away, as `head` does, is no failure.
+fn print(text: &str) -> Result<()> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_is_aligned_and_ends_without_spaces() {
+        let rows = [["a".to_owned(), "10.0.0.1".to_owned()], ["laptop".to_owned(), "-".to_owned()]];
+        let text = table(["NAME", "ADDRESS"], rows.into_iter());
+        assert_eq!(text, "NAME    ADDRESS\na       10.0.0.1\nlaptop  -\n");
+    }
+
+    #[test]
+    fn values_stand_in_one_column() {
+        let text = key_values(&[("name", "laptop".to_owned()), ("mac", "02".to_owned())]);
+        assert_eq!(text, "name: laptop\nmac:  02\n");
+    }
+
+    #[test]
+    fn a_peer_without_a_session_is_a_row_of_dashes() {
+        let peer = PeerInfo {
+            name: "laptop".to_owned(),
+            peer: "12D3KooW".to_owned(),
+            mac: "02:00:00:00:00:01".to_owned(),
+            ipv4: "10.70.0.1".parse().expect("an address"),
+            ipv6: "fd00::1".parse().expect("an address"),
+            path: "none".to_owned(),
+            endpoint: None,
+            rtt_ms: None,
+            cipher: None,
+            last_heard: None,
+        };
+        let text = peers(&[peer]);
+        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -"));
+    }
+}
