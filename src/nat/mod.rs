@@ -1,1 +1,14 @@
-//! stub
+//! Paths: where a peer may be reached, and which of these places is in use.
+//!
+//! A [`candidate::Candidate`] is an endpoint that may work and where we heard of it. A [`path::PathAgent`], one a peer, keeps
+//! the candidates, says which to try, and learns from answers: a path is proved by an answer, ranked by
+//! [`score::PathScore`], dropped by silence. It decides only; the node seals and sends the probes. NAT observation,
+//! punching and relays will stand beside it.
+
+pub mod candidate;
+pub mod path;
+pub mod score;
+
+pub use candidate::{Candidate, Origin};
+pub use path::PathAgent;
+pub use score::PathScore;

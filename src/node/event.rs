@@ -96,6 +96,4 @@ pub enum Reason {
     Records,
     /// The picture for forwarding is due.
     Fib,
-    /// The cookie secret or the load estimate is due.
-    Cookies,
 }

@@ -1,0 +1,49 @@
+//! Candidates: endpoints that may work (RFC 8445, section 5.1.1).
+
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+/// Where we heard of a candidate. The order is that of trust: a later origin knows better than an earlier one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// An invite, or a record kept on disk from an earlier run: it was there once.
+    Remembered,
+    /// The member's signed record.
+    Record,
+    /// mDNS on this LAN.
+    Sighting,
+    /// An authenticated datagram came from there (peer-reflexive, RFC 8445, section 7.3.1.3).
+    Observed,
+}
+
+/// An endpoint that may work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where.
+    pub endpoint: SocketAddr,
+    /// From whom we have it.
+    pub origin: Origin,
+    /// When it last answered.
+    pub answered: Option<Instant>,
+    /// The last round trip.
+    pub rtt: Option<Duration>,
+}
+
+/// `endpoint` in the one form the house uses: an IPv4-mapped IPv6 address becomes IPv4, flow labels are dropped.
+pub fn canonical(endpoint: SocketAddr) -> SocketAddr {
+    match (endpoint.ip().to_canonical(), endpoint) {
+        (ip @ IpAddr::V4(_), _) => SocketAddr::new(ip, endpoint.port()),
+        (IpAddr::V6(_), SocketAddr::V6(mut v6)) => {
+            v6.set_flowinfo(0);
+            SocketAddr::V6(v6)
+        }
+        (ip @ IpAddr::V6(_), SocketAddr::V4(_)) => SocketAddr::new(ip, endpoint.port()),
+    }
+}
+
+/// Whether a datagram could be sent there at all.
+pub fn is_usable(endpoint: &SocketAddr) -> bool {
+    let ip = endpoint.ip();
+    let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
+    endpoint.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+}

@@ -1,0 +1,200 @@
+//! The path agent of one peer: candidates in, the primary out.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use super::candidate::{Candidate, Origin, canonical, is_usable};
+use super::score::PathScore;
+
+/// Candidates kept for a peer: its 8 recorded endpoints, as many sighted or observed. A member that lists more is not
+/// easier to reach.
+const MAX_CANDIDATES: usize = 16;
+
+/// Keeps the candidates of one peer and chooses the primary.
+#[derive(Debug, Clone, Default)]
+pub struct PathAgent {
+    candidates: Vec<Candidate>,
+    primary: Option<SocketAddr>,
+    round: Option<Round>,
+}
+
+/// Probes under way: one nonce, sent to several candidates.
+#[derive(Debug, Clone, Copy)]
+struct Round {
+    nonce: u64,
+    sent: Instant,
+    decided: bool,
+}
+
+impl PathAgent {
+    /// Replaces the candidates of `origin` by `endpoints`. Those that answered stay known as observed. Returns whether
+    /// anything is there now that was not before.
+    pub fn set_candidates(&mut self, origin: Origin, endpoints: &[SocketAddr]) -> bool {
+        let endpoints: Vec<_> = endpoints.iter().map(|endpoint| canonical(*endpoint)).filter(is_usable).collect();
+        self.candidates.retain(|candidate| candidate.origin != origin || endpoints.contains(&candidate.endpoint));
+        let mut news = false;
+        for endpoint in endpoints {
+            news |= self.add(endpoint, origin);
+        }
+        news
+    }
+
+    /// Adds one candidate; true if its endpoint is new.
+    pub fn add(&mut self, endpoint: SocketAddr, origin: Origin) -> bool {
+        let endpoint = canonical(endpoint);
+        if let Some(known) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
+            known.origin = known.origin.max(origin);
+            return false;
+        }
+        if !is_usable(&endpoint) {
+            return false;
+        }
+        if self.candidates.len() >= MAX_CANDIDATES {
+            let primary = self.primary;
+            let worst = self
+                .candidates
+                .iter()
+                .enumerate()
+                .filter(|(_, candidate)| Some(candidate.endpoint) != primary)
+                .max_by_key(|(index, candidate)| {
+                    (PathScore::of(candidate), std::cmp::Reverse(candidate.origin), *index)
+                })
+                .map(|(index, _)| index);
+            if let Some(worst) = worst {
+                self.candidates.remove(worst);
+            }
+        }
+        self.candidates.push(Candidate { endpoint, origin, answered: None, rtt: None });
+        true
+    }
+
+    /// Every endpoint to try, the best first.
+    pub fn endpoints(&self) -> Vec<SocketAddr> {
+        let mut candidates: Vec<_> = self.candidates.iter().collect();
+        candidates.sort_by_key(|candidate| {
+            (Some(candidate.endpoint) != self.primary, PathScore::of(candidate), std::cmp::Reverse(candidate.origin))
+        });
+        candidates.into_iter().map(|candidate| candidate.endpoint).collect()
+    }
+
+    /// Whether `endpoint` is a candidate.
+    pub fn knows(&self, endpoint: SocketAddr) -> bool {
+        let endpoint = canonical(endpoint);
+        self.candidates.iter().any(|candidate| candidate.endpoint == endpoint)
+    }
+
+    /// Where datagrams go.
+    pub fn primary(&self) -> Option<SocketAddr> {
+        self.primary
+    }
+
+    /// The last round trip over the primary.
+    pub fn rtt(&self) -> Option<Duration> {
+        let primary = self.primary?;
+        self.candidates.iter().find(|candidate| candidate.endpoint == primary)?.rtt
+    }
+
+    /// A handshake was answered from `endpoint`, or an initiation came from there: it works, and is the primary now.
+    pub fn adopt(&mut self, endpoint: SocketAddr, rtt: Option<Duration>, now: Instant) {
+        let endpoint = canonical(endpoint);
+        self.add(endpoint, Origin::Observed);
+        self.answered(endpoint, rtt, now);
+        self.primary = Some(endpoint);
+        self.round = None;
+    }
+
+    /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
+    pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
+        self.round = Some(Round { nonce, sent: now, decided: false });
+        self.endpoints()
+    }
+
+    /// An answer with `nonce` came from `endpoint`. Returns the round trip if the nonce is of the round under way, and
+    /// whether the primary changed.
+    pub fn on_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<(Duration, bool)> {
+        let endpoint = canonical(endpoint);
+        let round = self.round.as_mut().filter(|round| round.nonce == nonce)?;
+        let rtt = now.saturating_duration_since(round.sent);
+        let first = !std::mem::replace(&mut round.decided, true);
+        self.add(endpoint, Origin::Observed);
+        self.answered(endpoint, Some(rtt), now);
+        let changed = first && self.primary != Some(endpoint);
+        if changed {
+            self.primary = Some(endpoint);
+        }
+        Some((rtt, changed))
+    }
+
+    /// The peer is gone: nothing is proved any more, and observed endpoints are forgotten.
+    pub fn reset(&mut self) {
+        self.primary = None;
+        self.round = None;
+        self.candidates.retain(|candidate| candidate.origin != Origin::Observed);
+        for candidate in &mut self.candidates {
+            candidate.answered = None;
+            candidate.rtt = None;
+        }
+    }
+
+    fn answered(&mut self, endpoint: SocketAddr, rtt: Option<Duration>, now: Instant) {
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
+            candidate.answered = Some(now);
+            candidate.rtt = rtt.or(candidate.rtt);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn endpoint(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 4747))
+    }
+
+    #[test]
+    fn the_first_answer_of_a_round_becomes_the_primary() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        assert!(agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]));
+        assert_eq!(agent.begin_round(7, now), [endpoint(1), endpoint(2)]);
+        assert_eq!(agent.on_answer(8, endpoint(2), now), None);
+        let later = now + Duration::from_millis(3);
+        assert_eq!(agent.on_answer(7, endpoint(2), later), Some((Duration::from_millis(3), true)));
+        assert_eq!(agent.on_answer(7, endpoint(1), later), Some((Duration::from_millis(3), false)));
+        assert_eq!(agent.primary(), Some(endpoint(2)));
+        assert_eq!(agent.rtt(), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn a_moved_peer_is_followed_and_its_old_places_are_forgotten() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1)]);
+        agent.adopt(endpoint(9), None, now);
+        assert_eq!(agent.endpoints(), [endpoint(9), endpoint(1)]);
+        assert!(agent.set_candidates(Origin::Record, &[endpoint(3)]));
+        assert!(!agent.knows(endpoint(1)) && agent.knows(endpoint(9)));
+        agent.reset();
+        assert_eq!((agent.primary(), agent.endpoints()), (None, vec![endpoint(3)]));
+    }
+
+    #[test]
+    fn nobody_can_make_us_keep_or_try_silly_endpoints() {
+        let mut agent = PathAgent::default();
+        let silly = ["0.0.0.0:1", "255.255.255.255:1", "224.0.0.1:1", "[::]:1", "[ff02::1]:1", "192.0.2.1:0"];
+        for text in silly {
+            assert!(!agent.add(text.parse().expect("an endpoint"), Origin::Record), "{text}");
+        }
+        for port in 1..1000 {
+            agent.add(SocketAddr::from(([192, 0, 2, 1], port)), Origin::Observed);
+        }
+        assert_eq!(agent.endpoints().len(), MAX_CANDIDATES);
+        let mapped = "[::ffff:192.0.2.7]:5".parse().expect("an endpoint");
+        agent.add(mapped, Origin::Sighting);
+        assert!(agent.knows("192.0.2.7:5".parse().expect("an endpoint")));
+    }
+}

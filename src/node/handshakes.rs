@@ -1,0 +1,327 @@
+//! A peer becomes a session: initiate to every candidate at once, answer, confirm, replace.
+//!
+//! The payload both ways is a [`Hello`]: a stamp that only grows, across restarts too, so that a recorded initiation is
+//! worth nothing later; and the sender's signed record, which proves membership and binds the Noise key to the peer.
+//! The responder's session is used for sending only once a datagram of the initiator has opened in it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rand_core::Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::dht::record::MAX_RECORD;
+use crate::dht::{self, Record, Verified};
+use crate::identity::{NoisePublic, PeerId, canonical};
+use crate::session::Transport;
+use crate::session::gate::Admission;
+use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
+use crate::session::rekey::{GIVE_UP_AFTER, TIE_BREAK_TIME, our_initiation_wins, retry_delay};
+use crate::wire::{DatagramKind, DropReason};
+
+use super::event::{Event, PeerChange, Transmit};
+use super::own::sequence_base;
+use super::peer::{Next, Outstanding};
+use super::timers::Timer;
+use super::{Node, Peer};
+
+/// Candidates that one initiation goes to: the best eight of sixteen, so that a liar's list costs little.
+const MAX_TARGETS: usize = 8;
+
+/// Between tries of a peer that does not answer: 5 s, doubled up to a minute. A minute after a switch is plugged in
+/// again everybody is found even without mDNS, at one small datagram a minute and absent member.
+const RECONNECT_FIRST: Duration = Duration::from_secs(5);
+const RECONNECT_MAX: Duration = Duration::from_secs(60);
+
+/// The payload of a handshake message.
+#[derive(Serialize, Deserialize)]
+struct Hello {
+    stamp: u64,
+    record: Vec<u8>,
+}
+
+const MAX_HELLO: usize = MAX_RECORD + 16;
+
+impl Node {
+    /// Begins a handshake with `id` unless one is under way, its key or every endpoint is unknown, or we have no record yet.
+    pub(super) fn initiate(&mut self, id: PeerId, now: Instant) {
+        let ready = self.peers.get(&id).is_some_and(|peer| peer.handshake.is_none() && peer.noise.is_some());
+        if ready {
+            self.send_initiation(id, 0, now, now);
+        }
+    }
+
+    fn send_initiation(&mut self, id: PeerId, attempt: u32, began: Instant, now: Instant) {
+        let Some(record) = self.own.record().map(|record| record.bytes().to_vec()) else { return };
+        self.forget_handshake(id);
+        let (stamp, index, seed) = (self.next_stamp(now), self.new_index(), self.random_seed());
+        let hello = canonical::encode(&Hello { stamp, record });
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(noise) = peer.noise else { return };
+        let targets = self.targets(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if targets.is_empty() {
+            return;
+        }
+        let cookie = peer.cookies.cookie(now);
+        let (initiator, datagram) = match Initiator::new(&self.local, &noise, index, &hello, cookie, seed) {
+            Ok(started) => started,
+            Err(error) => {
+                tracing::debug!(peer = %id, %error, "cannot initiate");
+                return;
+            }
+        };
+        for endpoint in targets {
+            self.outbox.push_back(Transmit { endpoint, bytes: datagram.clone() });
+        }
+        peer.handshake = Some(Outstanding { initiator, datagram, began, sent: now, attempt });
+        self.indices.insert(index, id);
+        let wait = retry_delay(attempt, self.rng.next_u32());
+        self.timers.set(Timer::Handshake(id), now + wait);
+        tracing::debug!(peer = %id, attempt, "initiation sent");
+    }
+
+    fn targets(&self, id: PeerId) -> Vec<SocketAddr> {
+        let endpoints = self.peers.get(&id).map(|peer| peer.paths.endpoints()).unwrap_or_default();
+        endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).take(MAX_TARGETS).collect()
+    }
+
+    /// New candidates turned up: an outstanding initiation goes there too, else a handshake begins if the peer is wanted.
+    pub(super) fn try_candidates(&mut self, id: PeerId, before: &[SocketAddr], now: Instant) {
+        let targets = self.targets(id);
+        let Some(peer) = self.peers.get(&id) else { return };
+        if let Some(outstanding) = &peer.handshake {
+            for endpoint in targets.into_iter().filter(|endpoint| !before.contains(endpoint)) {
+                self.outbox.push_back(Transmit { endpoint, bytes: outstanding.datagram.clone() });
+            }
+        } else if peer.current.is_none() && (self.is_warm() || peer.has_waiting()) {
+            self.initiate(id, now);
+        }
+    }
+
+    /// The outstanding initiation was not answered in time.
+    pub(super) fn retry_handshake(&mut self, id: PeerId, now: Instant) {
+        let Some(outstanding) = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref()) else { return };
+        let (attempt, began) = (outstanding.attempt + 1, outstanding.began);
+        if now < began + GIVE_UP_AFTER {
+            self.send_initiation(id, attempt, began, now);
+            return;
+        }
+        self.forget_handshake(id);
+        self.drop_waiting(id, now);
+        self.fail_pings(id, "does not answer");
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.failures = peer.failures.saturating_add(1);
+        let failures = peer.failures;
+        tracing::debug!(peer = %id, failures, "handshake given up");
+        self.redraw(now);
+        self.schedule_reconnect(id, now);
+    }
+
+    /// In a small network an absent member is tried again and again, ever more rarely.
+    pub(super) fn schedule_reconnect(&mut self, id: PeerId, now: Instant) {
+        let known = self.roster.get(&id).is_some();
+        let Some(peer) = self.peers.get(&id) else { return };
+        if peer.departed || !known || !self.is_warm() {
+            return;
+        }
+        let wait = (RECONNECT_FIRST * (1 << peer.failures.min(5))).min(RECONNECT_MAX);
+        let wait = self.jittered(wait);
+        self.timers.set(Timer::Reconnect(id), now + wait);
+    }
+
+    /// It is time to try an absent member again.
+    pub(super) fn reconnect(&mut self, id: PeerId, now: Instant) {
+        if self.peers.get(&id).is_some_and(|peer| peer.current.is_none() && !peer.departed) {
+            self.initiate(id, now);
+        }
+    }
+
+    /// A handshake datagram came in.
+    pub(super) fn handle_handshake(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) {
+        let outcome = match DatagramKind::of(datagram) {
+            Some(DatagramKind::Initiation) => self.handle_initiation(datagram, source, now),
+            Some(DatagramKind::Response) => self.handle_response(datagram, source, now),
+            Some(DatagramKind::Cookie) => self.handle_cookie(datagram, now),
+            Some(DatagramKind::Sealed) | None => Err(DropReason::DatagramMalformed),
+        };
+        if let Err(reason) = outcome {
+            tracing::trace!(%source, reason = reason.name(), "handshake dropped");
+            self.counters.count(reason);
+        }
+    }
+
+    fn handle_initiation(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) -> Result<(), DropReason> {
+        match self.gate.admit(&self.local, datagram, source, now) {
+            Admission::Accept => (),
+            Admission::Cookie(bytes) => {
+                self.outbox.push_back(Transmit { endpoint: source, bytes });
+                return Err(DropReason::HandshakeCookie);
+            }
+            Admission::Drop(reason) => return Err(reason),
+        }
+        let seed = self.random_seed();
+        let responder = Responder::read(&self.local, datagram, seed).map_err(|error| refusal(&error))?;
+        let (record, stamp) = self.check_hello(responder.payload(), responder.remote(), now)?;
+        let id = record.peer();
+        let outstanding = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref());
+        if let Some(outstanding) = outstanding
+            && now < outstanding.began + TIE_BREAK_TIME
+            && our_initiation_wins(&self.own.peer, &id)
+            && self.peers.get(&id).is_some_and(|peer| peer.paths.knows(source))
+        {
+            return Ok(());
+        }
+        if self.peers.get(&id).is_some_and(|peer| stamp <= peer.stamp) {
+            return Err(DropReason::HandshakeReplayed);
+        }
+        self.absorb(record, now)?;
+        let Some(own) = self.own.record().map(|record| record.bytes().to_vec()) else { return Ok(()) };
+        let hello = canonical::encode(&Hello { stamp: self.next_stamp(now), record: own });
+        let index = self.new_index();
+        let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
+        let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };
+        let next = Next { transport: Arc::new(transport), endpoint: source, stamp };
+        if let Some(replaced) = peer.next.replace(next) {
+            self.indices.remove(&replaced.transport.local());
+        }
+        self.indices.insert(index, id);
+        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::CHECK_INTERVAL);
+        self.redraw(now);
+        self.picture.hold(Transmit { endpoint: source, bytes });
+        Ok(())
+    }
+
+    fn handle_response(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) -> Result<(), DropReason> {
+        let index = receiver_index(datagram).ok_or(DropReason::HandshakeMalformed)?;
+        let id = *self.indices.get(&index).ok_or(DropReason::UnknownReceiver)?;
+        let outstanding = self
+            .peers
+            .get_mut(&id)
+            .and_then(|peer| peer.handshake.as_mut())
+            .filter(|outstanding| outstanding.initiator.index() == index)
+            .ok_or(DropReason::HandshakeReplayed)?;
+        let rtt = now.saturating_duration_since(outstanding.sent);
+        let (transport, payload) =
+            outstanding.initiator.read_response(datagram, now).map_err(|error| refusal(&error))?;
+        let noise = self.peers.get(&id).and_then(|peer| peer.noise).ok_or(DropReason::HandshakeMalformed)?;
+        let (record, _) = self.check_hello(&payload, noise, now)?;
+        if record.peer() != id {
+            return Err(DropReason::MembershipRefused);
+        }
+        self.absorb(record, now)?;
+        self.forget_handshake(id);
+        self.indices.insert(index, id);
+        self.promote(id, Arc::new(transport), source, Some(rtt), now);
+        Ok(())
+    }
+
+    fn handle_cookie(&mut self, datagram: &[u8], now: Instant) -> Result<(), DropReason> {
+        let index = receiver_index(datagram).ok_or(DropReason::HandshakeMalformed)?;
+        let id = *self.indices.get(&index).ok_or(DropReason::UnknownReceiver)?;
+        let peer = self.peers.get_mut(&id).ok_or(DropReason::UnknownReceiver)?;
+        let (Some(outstanding), Some(noise)) = (&peer.handshake, &peer.noise) else {
+            return Err(DropReason::HandshakeReplayed);
+        };
+        let mac1 = outstanding.initiator.last_mac1();
+        let (attempt, began) = (outstanding.attempt, outstanding.began);
+        peer.cookies.open(&self.local, noise, &mac1, datagram, now).map_err(|error| refusal(&error))?;
+        self.send_initiation(id, attempt, began, now);
+        Ok(())
+    }
+
+    /// The first datagram of the initiator opened: our answer arrived, the session is good.
+    pub(super) fn handle_confirmed(&mut self, local: u32, now: Instant) {
+        let Some(&id) = self.indices.get(&local) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(next) = peer.next.take_if(|next| next.transport.local() == local) else { return };
+        peer.stamp = peer.stamp.max(next.stamp);
+        self.forget_handshake(id);
+        self.promote(id, next.transport, next.endpoint, None, now);
+    }
+
+    /// `transport` is the session to send with from now on.
+    fn promote(
+        &mut self,
+        id: PeerId,
+        transport: Arc<Transport>,
+        endpoint: SocketAddr,
+        rtt: Option<Duration>,
+        now: Instant,
+    ) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if let Some(oldest) = peer.previous.take() {
+            self.indices.remove(&oldest.local());
+        }
+        peer.previous = peer.current.replace(transport);
+        peer.paths.adopt(endpoint, rtt, now);
+        peer.failures = 0;
+        peer.departed = false;
+        let first = !std::mem::replace(&mut peer.connected, true);
+        self.timers.cancel(Timer::Reconnect(id));
+        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::CHECK_INTERVAL);
+        self.redraw(now);
+        self.flush_waiting(id, now);
+        self.send_pings(id, now);
+        if first {
+            self.announce(id, PeerChange::Connected(endpoint));
+            self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: vec![endpoint] }));
+        }
+    }
+
+    /// Reads and judges the payload of a handshake whose sender holds the private key of `noise`.
+    fn check_hello(
+        &mut self,
+        payload: &[u8],
+        noise: NoisePublic,
+        now: Instant,
+    ) -> Result<(Verified<Record>, u64), DropReason> {
+        let hello: Hello = canonical::decode(payload, MAX_HELLO).map_err(|_| DropReason::HandshakeMalformed)?;
+        let record = self.verify_record(&hello.record, now)?;
+        if record.noise != noise {
+            return Err(DropReason::MembershipRefused);
+        }
+        if record.peer() == self.own.peer {
+            return Err(DropReason::HandshakeSelf);
+        }
+        Ok((record, hello.stamp))
+    }
+
+    /// Milliseconds of this run above every earlier run, and greater than any stamp before.
+    fn next_stamp(&mut self, now: Instant) -> u64 {
+        let run = now.saturating_duration_since(self.clock.start).as_millis() as u64;
+        self.last_stamp = (self.last_stamp + 1).max(sequence_base(self.config.boots) + run);
+        self.last_stamp
+    }
+
+    fn forget_handshake(&mut self, id: PeerId) {
+        self.timers.cancel(Timer::Handshake(id));
+        if let Some(outstanding) = self.peers.get_mut(&id).and_then(|peer: &mut Peer| peer.handshake.take()) {
+            self.indices.remove(&outstanding.initiator.index());
+        }
+    }
+
+    /// Drops everything there is with a peer: sessions, handshake, their indices.
+    pub(super) fn forget_sessions(&mut self, id: PeerId) {
+        self.forget_handshake(id);
+        self.timers.cancel(Timer::Session(id));
+        self.timers.cancel(Timer::Reconnect(id));
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        for transport in peer.transports() {
+            self.indices.remove(&transport.local());
+        }
+        peer.current = None;
+        peer.previous = None;
+        peer.next = None;
+    }
+
+    pub(super) fn announce(&mut self, id: PeerId, change: PeerChange) {
+        let name = self.roster.get(&id).map_or_else(|| id.short(), |record| record.name().to_string());
+        self.events.push_back(Event::PeerChange { peer: id, name, change });
+    }
+}
+
+fn refusal(error: &HandshakeError) -> DropReason {
+    error.drop_reason()
+}

@@ -1,0 +1,250 @@
+//! What an operator asks: status, peers, stations, lookups, pings.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use rand_core::Rng;
+
+use crate::dht::{self, LookupKey, Record, Verified};
+use crate::identity::PeerId;
+use crate::wire::Message;
+
+use super::Node;
+use super::command::{CommandId, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
+use super::event::Event;
+use super::frames::LOOKUP_PATIENCE;
+use super::timers::Timer;
+
+/// How long a ping may take, handshake included.
+const PING_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Operator's questions under way; a script that asks faster than the network answers is told so.
+const MAX_UNDER_WAY: usize = 256;
+
+/// Pings under way, by nonce.
+#[derive(Default)]
+pub(super) struct Pings(BTreeMap<u64, Ping>);
+
+struct Ping {
+    command: CommandId,
+    peer: PeerId,
+    /// `None` while there is no session.
+    sent: Option<Instant>,
+    until: Instant,
+}
+
+impl Node {
+    pub(super) fn status(&self, now: Instant) -> Status {
+        Status {
+            network: self.config.network.name.to_string(),
+            network_id: self.network.to_string(),
+            name: self.own.record().map_or_else(String::new, |record| record.name().to_string()),
+            peer: self.own.peer.to_string(),
+            mac: self.own.mac.to_string(),
+            ipv4: self.own.ipv4.address,
+            ipv6: self.own.ipv6,
+            device: String::new(),
+            endpoints: self.own.endpoints.clone(),
+            members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
+            connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
+            uptime: now.saturating_duration_since(self.clock.start).as_secs(),
+            directory_connections: self.standing.connections,
+            shard_records: self.standing.shard_records,
+            drops: self
+                .counters
+                .iter()
+                .map(|(reason, count)| (reason.name().to_owned(), count))
+                .chain(self.standing.refused.iter().map(|(name, count)| ((*name).to_owned(), *count)))
+                .collect(),
+        }
+    }
+
+    pub(super) fn peer_infos(&self, now: Instant) -> Vec<PeerInfo> {
+        let members = self.roster.iter().filter(|record| record.peer() != self.own.peer);
+        let mut infos: Vec<_> = members.map(|record| self.peer_info(record, now)).collect();
+        infos.sort_by(|a, b| (&a.name, &a.peer).cmp(&(&b.name, &b.peer)));
+        infos
+    }
+
+    fn peer_info(&self, record: &Verified<Record>, now: Instant) -> PeerInfo {
+        let peer = self.peers.get(&record.peer());
+        let session = peer.and_then(|peer| peer.current.as_ref());
+        let path = match peer {
+            Some(peer) if peer.current.is_some() => "direct",
+            Some(peer) if peer.is_promising() => "idle",
+            Some(_) | None => "none",
+        };
+        PeerInfo {
+            name: record.name().to_string(),
+            peer: record.peer().to_string(),
+            mac: record.mac.to_string(),
+            ipv4: record.ipv4.address,
+            ipv6: record.ipv6,
+            path: path.to_owned(),
+            endpoint: session.and(peer).and_then(|peer| peer.paths.primary()),
+            rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
+            cipher: session.map(|session| session.cipher().name().to_owned()),
+            last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),
+        }
+    }
+
+    pub(super) fn stations(&self) -> Vec<StationInfo> {
+        let mut stations: Vec<_> = self
+            .roster
+            .iter()
+            .map(|record| StationInfo {
+                mac: record.mac.to_string(),
+                peer: record.peer().to_string(),
+                name: record.name().to_string(),
+                by: if record.peer() == self.own.peer { "own" } else { "record" }.to_owned(),
+            })
+            .collect();
+        stations.sort_by(|a, b| a.mac.cmp(&b.mac));
+        stations
+    }
+
+    pub(super) fn begin_lookup(&mut self, command: CommandId, text: &str, now: Instant) {
+        let Some(key) = parse_key(text) else {
+            let message = format!("`{text}` is no MAC, IP address or name");
+            return self.reply(command, Reply::Error { message });
+        };
+        if self.frames.operator.len() >= MAX_UNDER_WAY {
+            return self.reply(command, busy());
+        }
+        let id = self.frames.new_query();
+        self.frames.operator.insert(id, (command, key.clone()));
+        self.timers.set(Timer::Lookup(id), now + LOOKUP_PATIENCE);
+        self.events.push_back(Event::Directory(dht::Command::Lookup { id, key }));
+    }
+
+    pub(super) fn answer_lookup(
+        &mut self,
+        command: CommandId,
+        key: &LookupKey,
+        record: &Verified<Record>,
+        holders: &[PeerId],
+    ) {
+        let name_of = |id: &PeerId| self.roster.get(id).map_or_else(|| id.to_string(), |held| held.name().to_string());
+        let mut shards: Vec<_> = holders.iter().map(name_of).collect();
+        shards.sort();
+        let info = LookupInfo {
+            key: key.to_string(),
+            name: record.name().to_string(),
+            peer: record.peer().to_string(),
+            mac: record.mac.to_string(),
+            ipv4: record.ipv4.address,
+            ipv6: record.ipv6,
+            endpoints: record.endpoints.clone(),
+            sequence: record.sequence,
+            expires: record.expires,
+            shards,
+        };
+        self.reply(command, Reply::Lookup(info));
+    }
+
+    pub(super) fn fail_lookup(&mut self, command: CommandId, key: &LookupKey) {
+        let message = format!("the directory knows nothing of {key}");
+        self.reply(command, Reply::Error { message });
+    }
+
+    pub(super) fn begin_ping(&mut self, command: CommandId, text: &str, now: Instant) {
+        let Some(peer) = self.resolve(text) else {
+            let message = format!("no member is called `{text}`; `meshd peers` lists them");
+            return self.reply(command, Reply::Error { message });
+        };
+        if peer == self.own.peer {
+            let message = format!("`{text}` is this node");
+            return self.reply(command, Reply::Error { message });
+        }
+        if self.pings.0.len() >= MAX_UNDER_WAY {
+            return self.reply(command, busy());
+        }
+        let until = now + PING_PATIENCE;
+        self.pings.0.insert(self.rng.next_u64(), Ping { command, peer, sent: None, until });
+        self.timers.set_if_earlier(Timer::Pings, until);
+        self.send_pings(peer, now);
+        if self.peers.get(&peer).is_some_and(|entry| entry.current.is_none()) {
+            self.initiate(peer, now);
+        }
+    }
+
+    /// Sends the pings that waited for a session with `id`.
+    pub(super) fn send_pings(&mut self, id: PeerId, now: Instant) {
+        let waiting = self.pings.0.iter().filter(|(_, ping)| ping.peer == id && ping.sent.is_none());
+        let nonces: Vec<_> = waiting.map(|(nonce, _)| *nonce).collect();
+        for nonce in nonces {
+            if self.send_message(id, &Message::Ping { nonce }, now)
+                && let Some(ping) = self.pings.0.get_mut(&nonce)
+            {
+                ping.sent = Some(now);
+            }
+        }
+    }
+
+    /// A pong: true if it answers an operator's ping.
+    pub(super) fn answer_ping(
+        &mut self,
+        id: PeerId,
+        nonce: u64,
+        observed: SocketAddr,
+        endpoint: SocketAddr,
+        now: Instant,
+    ) -> bool {
+        let Some(ping) = self.pings.0.get(&nonce).filter(|ping| ping.peer == id) else { return false };
+        let (command, Some(sent)) = (ping.command, ping.sent) else { return false };
+        self.pings.0.remove(&nonce);
+        let name = self.roster.get(&id).map_or_else(|| id.to_string(), |record| record.name().to_string());
+        let rtt_ms = milliseconds(now.saturating_duration_since(sent));
+        self.reply(command, Reply::Pong(PongInfo { name, endpoint, rtt_ms, observed }));
+        true
+    }
+
+    /// The pings of a peer end with an error.
+    pub(super) fn fail_pings(&mut self, id: PeerId, why: &str) {
+        self.end_pings(|ping| ping.peer == id, why);
+    }
+
+    pub(super) fn expire_pings(&mut self, now: Instant) {
+        self.end_pings(|ping| ping.until <= now, "does not answer");
+        if let Some(until) = self.pings.0.values().map(|ping| ping.until).min() {
+            self.timers.set(Timer::Pings, until);
+        }
+    }
+
+    fn end_pings(&mut self, ends: impl Fn(&Ping) -> bool, why: &str) {
+        let ended: Vec<_> = self.pings.0.iter().filter(|(_, ping)| ends(ping)).map(|(nonce, _)| *nonce).collect();
+        for nonce in ended {
+            if let Some(ping) = self.pings.0.remove(&nonce) {
+                let name = self.roster.get(&ping.peer).map_or_else(|| ping.peer.to_string(), |r| r.name().to_string());
+                self.reply(ping.command, Reply::Error { message: format!("{name} {why}") });
+            }
+        }
+    }
+
+    /// The member that `text` names: a peer id, a name, a MAC or an overlay address.
+    fn resolve(&self, text: &str) -> Option<PeerId> {
+        if let Ok(peer) = text.parse::<PeerId>() {
+            return (self.roster.get(&peer).is_some() || peer == self.own.peer).then_some(peer);
+        }
+        self.roster.find(&parse_key(text)?).map(Verified::peer)
+    }
+}
+
+fn parse_key(text: &str) -> Option<LookupKey> {
+    if let Ok(mac) = text.parse() {
+        return Some(LookupKey::Mac(mac));
+    }
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Some(LookupKey::Ip(address));
+    }
+    text.parse().ok().map(LookupKey::Name)
+}
+
+fn busy() -> Reply {
+    Reply::Error { message: "too many questions are under way; try again in a moment".to_owned() }
+}
+
+fn milliseconds(span: Duration) -> f64 {
+    span.as_secs_f64() * 1000.0
+}

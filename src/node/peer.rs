@@ -1,0 +1,127 @@
+//! One remote member, as the node keeps it: keys, paths, sessions, and what waits for them.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::identity::{NoisePublic, PeerId};
+use crate::nat::PathAgent;
+use crate::session::Transport;
+use crate::session::cookie::CookieJar;
+use crate::session::handshake::Initiator;
+
+/// Frames that wait for one peer's session: a TCP start and an ARP or two. More would only arrive too late.
+const MAX_WAITING: usize = 32;
+
+/// How long a frame may wait: the kernel's first SYN retry comes after 1 s and replaces it.
+const MAX_WAIT: Duration = Duration::from_secs(3);
+
+/// A remote member.
+pub(super) struct Peer {
+    pub(super) id: PeerId,
+    /// From its record, else from a sighting or an invite; handshakes fail if it is a lie.
+    pub(super) noise: Option<NoisePublic>,
+    pub(super) paths: PathAgent,
+    /// The session we send with.
+    pub(super) current: Option<Arc<Transport>>,
+    /// The one before, for datagrams still on their way.
+    pub(super) previous: Option<Arc<Transport>>,
+    /// Ours as responder, until the initiator's first datagram confirms it.
+    pub(super) next: Option<Next>,
+    pub(super) handshake: Option<Outstanding>,
+    pub(super) cookies: CookieJar,
+    /// The greatest stamp of an initiation that led to a confirmed session.
+    pub(super) stamp: u64,
+    waiting: VecDeque<(Instant, Vec<u8>)>,
+    /// Handshakes given up in a row.
+    pub(super) failures: u32,
+    /// Whether the user was told that it is connected.
+    pub(super) connected: bool,
+    /// It said goodbye and has not been heard of since.
+    pub(super) departed: bool,
+}
+
+/// A session that waits to be confirmed.
+pub(super) struct Next {
+    pub(super) transport: Arc<Transport>,
+    pub(super) endpoint: SocketAddr,
+    pub(super) stamp: u64,
+}
+
+/// A handshake that we began.
+pub(super) struct Outstanding {
+    pub(super) initiator: Initiator,
+    /// The initiation, to be sent to candidates that turn up meanwhile.
+    pub(super) datagram: Vec<u8>,
+    /// When the first initiation of this try went out.
+    pub(super) began: Instant,
+    /// When the latest one went out.
+    pub(super) sent: Instant,
+    /// How many were sent before it.
+    pub(super) attempt: u32,
+}
+
+impl Peer {
+    pub(super) fn new(id: PeerId) -> Self {
+        Self {
+            id,
+            noise: None,
+            paths: PathAgent::default(),
+            current: None,
+            previous: None,
+            next: None,
+            handshake: None,
+            cookies: CookieJar::default(),
+            stamp: 0,
+            waiting: VecDeque::new(),
+            failures: 0,
+            connected: false,
+            departed: false,
+        }
+    }
+
+    /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.
+    pub(super) fn is_promising(&self) -> bool {
+        !self.departed && self.failures == 0
+    }
+
+    /// Keeps a frame until there is a session; false if there is no room.
+    pub(super) fn wait(&mut self, frame: Vec<u8>, now: Instant) -> bool {
+        if self.waiting.len() >= MAX_WAITING {
+            return false;
+        }
+        self.waiting.push_back((now, frame));
+        true
+    }
+
+    /// Whether frames wait.
+    pub(super) fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes the frames that waited: those still fresh, and how many were not.
+    pub(super) fn take_waiting(&mut self, now: Instant) -> (Vec<Vec<u8>>, usize) {
+        let all = std::mem::take(&mut self.waiting);
+        let count = all.len();
+        let fresh: Vec<_> =
+            all.into_iter().filter(|(since, _)| now < *since + MAX_WAIT).map(|(_, frame)| frame).collect();
+        let late = count - fresh.len();
+        (fresh, late)
+    }
+
+    /// Every session there is, with our index of it.
+    pub(super) fn transports(&self) -> impl Iterator<Item = &Arc<Transport>> {
+        let next = self.next.as_ref().map(|next| &next.transport);
+        [self.current.as_ref(), self.previous.as_ref(), next].into_iter().flatten()
+    }
+
+    /// When it was last heard, over any session.
+    pub(super) fn last_heard(&self) -> Option<Instant> {
+        let confirmed = |transport: &&Arc<Transport>| transport.is_confirmed();
+        self.transports()
+            .filter(confirmed)
+            .map(|transport| transport.last_received().unwrap_or_else(|| transport.created()))
+            .max()
+    }
+}

@@ -1,0 +1,208 @@
+//! Records come and go: ours is signed, renewed and pushed; others' are judged, taken in, expired.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use crate::dht::membership::{Change, RosterError};
+use crate::dht::record::RECORD_LIFETIME;
+use crate::dht::{self, LookupKey, Record, RecordError, Sighting, Verified};
+use crate::identity::ChainError;
+use crate::nat::Origin;
+use crate::wire::{DropReason, Message};
+
+use super::Node;
+use super::event::Event;
+use super::timers::Timer;
+
+/// Our record is renewed at half of its life, so that one failed renewal harms nobody.
+const RENEW_AFTER: Duration = Duration::from_secs(RECORD_LIFETIME / 2);
+
+/// Expired records are looked for once a minute: nobody minds a minute after two hours.
+const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Records are written to disk this long after a change: one write for a whole LAN that comes up.
+const PERSIST_AFTER: Duration = Duration::from_secs(3);
+
+/// Records kept on disk: enough to find a large network again; a quarter of a megabyte.
+const MAX_PERSISTED: usize = 256;
+
+impl Node {
+    /// The first inputs: what the disk and the invite know, our addresses, the timers.
+    pub(super) fn begin(&mut self, now: Instant) {
+        let unix = self.clock.unix(now);
+        for bytes in std::mem::take(&mut self.config.known_records) {
+            match Verified::check(&bytes, &self.network, unix) {
+                Ok(record) => self.take_in(record, now),
+                // An expired record is no proof any more, but a hint where its member was.
+                Err(RecordError::Expired(at)) => {
+                    if let Ok(record) = Verified::check(&bytes, &self.network, at) {
+                        self.remember(record.peer(), record.noise, &record.endpoints);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "kept record refused"),
+            }
+        }
+        for contact in std::mem::take(&mut self.config.contacts) {
+            self.remember(contact.peer, contact.noise, &contact.endpoints);
+        }
+        let taken = self.roster.find(&LookupKey::Ip(IpAddr::V4(self.own.ipv4.address))).map(Verified::peer);
+        if !self.own.ipv4.fixed && taken.is_some_and(|owner| owner != self.own.peer) {
+            self.renumber();
+        }
+        self.announce_addresses(None);
+        self.timers.set(Timer::Expire, now + EXPIRE_INTERVAL);
+        self.redraw(now);
+    }
+
+    /// A member may be at these endpoints; it is tried when our own endpoints are known.
+    fn remember(
+        &mut self,
+        id: crate::identity::PeerId,
+        noise: crate::identity::NoisePublic,
+        endpoints: &[std::net::SocketAddr],
+    ) {
+        let Some(peer) = self.peer_entry(id) else { return };
+        peer.noise.get_or_insert(noise);
+        peer.paths.set_candidates(Origin::Remembered, endpoints);
+        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: endpoints.to_vec() }));
+    }
+
+    /// Signs our record anew, stores and gossips it, and pushes it over every live session.
+    pub(super) fn renew_record(&mut self, now: Instant) {
+        let wait = self.jittered(RENEW_AFTER);
+        self.timers.set(Timer::Renew, now + wait);
+        let record = match self.own.sign(&self.config, &self.network, self.clock.unix(now)) {
+            Ok(record) => record,
+            Err(error) => {
+                tracing::warn!(%error, "our own record is not valid any more; others will not accept us");
+                return;
+            }
+        };
+        let _ = self.roster.insert(record.clone(), self.clock.unix(now));
+        self.redraw(now);
+        let message = Message::Record(record.bytes().to_vec());
+        let ids: Vec<_> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.send_message(id, &message, now);
+        }
+        self.events.push_back(Event::Directory(dht::Command::Publish(record)));
+    }
+
+    /// Verifies received bytes, naming the reason if they are no good.
+    pub(super) fn verify_record(&self, bytes: &[u8], now: Instant) -> Result<Verified<Record>, DropReason> {
+        Verified::check(bytes, &self.network, self.clock.unix(now)).map_err(|error| match error {
+            RecordError::Expired(_) | RecordError::Chain(ChainError::Expired { .. }) => DropReason::MembershipExpired,
+            RecordError::Chain(_) | RecordError::NotAMember => DropReason::MembershipRefused,
+            RecordError::Codec(_) | RecordError::Signature | RecordError::TooLong(_) | RecordError::Address => {
+                DropReason::RecordRefused
+            }
+        })
+    }
+
+    /// Takes a verified record into the roster and acts on what is new in it.
+    pub(super) fn take_in(&mut self, record: Verified<Record>, now: Instant) {
+        let id = record.peer();
+        let before = self.peers.get(&id).map(|peer| peer.paths.endpoints()).unwrap_or_default();
+        match self.absorb(record, now) {
+            Ok(Change::New | Change::Updated) => (),
+            Ok(Change::Refreshed | Change::Stale) => return,
+            Err(reason) => return self.counters.count(reason),
+        }
+        let Some(peer) = self.peers.get(&id) else { return };
+        let (live, wanted) = (peer.current.is_some(), !peer.departed);
+        let moved = peer.paths.endpoints().iter().any(|endpoint| !before.contains(endpoint));
+        if moved && live {
+            self.probe(id, now);
+        } else if wanted {
+            self.try_candidates(id, &before, now);
+        }
+    }
+
+    /// Takes a verified record into the roster; starts nothing with its member.
+    pub(super) fn absorb(&mut self, record: Verified<Record>, now: Instant) -> Result<Change, DropReason> {
+        let (id, unix) = (record.peer(), self.clock.unix(now));
+        if record.has_expired(unix) {
+            return Err(DropReason::MembershipExpired);
+        }
+        if id == self.own.peer {
+            // An echo of an earlier life: whoever holds it must not take our next record for an old one.
+            if self.own.skip_sequence(record.sequence) && self.own.record().is_some() {
+                self.renew_record(now);
+            }
+            return Ok(Change::Stale);
+        }
+        let (noise, endpoints, name) = (record.noise, record.endpoints.clone(), record.name().clone());
+        let ours = LookupKey::Ip(IpAddr::V4(self.own.ipv4.address));
+        let rival = record.ipv4.address == self.own.ipv4.address
+            && self.own.record().is_none_or(|own| record.wins_over(own, &ours));
+        let change = self.roster.insert(record, unix).map_err(|error| {
+            tracing::debug!(peer = %id, %error, "record refused");
+            match error {
+                RosterError::MacTaken { .. } => DropReason::RecordConflict,
+                RosterError::Full => DropReason::WaitFull,
+            }
+        })?;
+        if change == Change::Stale {
+            return Ok(change);
+        }
+        let peer = self.peer_entry(id).ok_or(DropReason::WaitFull)?;
+        peer.noise = Some(noise);
+        if matches!(change, Change::New | Change::Updated) {
+            peer.paths.set_candidates(Origin::Record, &endpoints);
+            self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+            self.timers.set_if_earlier(Timer::Persist, now + PERSIST_AFTER);
+            self.redraw(now);
+        }
+        if rival {
+            let old = self.own.ipv4.address;
+            self.renumber();
+            self.announce_addresses(Some(format!("{name} has a better claim to {old}")));
+            self.renew_record(now);
+        }
+        Ok(change)
+    }
+
+    fn renumber(&mut self) {
+        let roster = &self.roster;
+        let taken = |address: &std::net::Ipv4Addr| roster.find(&LookupKey::Ip(IpAddr::V4(*address))).is_some();
+        self.own.renumber(&self.config, &self.network, taken);
+    }
+
+    fn announce_addresses(&mut self, notice: Option<String>) {
+        let (mac, ipv4, ipv6) = (self.own.mac, self.own.ipv4.address, self.own.ipv6);
+        self.events.push_back(Event::Addresses { mac, ipv4, ipv6, notice });
+    }
+
+    /// mDNS heard of a member: a hint to try.
+    pub(super) fn handle_sighting(&mut self, sighting: Sighting, now: Instant) {
+        let Sighting { peer: id, noise, endpoints } = sighting;
+        let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
+        let Some(peer) = self.peer_entry(id) else { return };
+        peer.noise.get_or_insert(noise);
+        peer.departed = false;
+        peer.failures = 0;
+        let before = peer.paths.endpoints();
+        peer.paths.set_candidates(Origin::Sighting, &endpoints);
+        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+        self.try_candidates(id, &before, now);
+    }
+
+    /// Forgets the members whose records have expired, with their sessions: a record ends with the membership.
+    pub(super) fn expire_records(&mut self, now: Instant) {
+        self.timers.set(Timer::Expire, now + EXPIRE_INTERVAL);
+        for id in self.roster.remove_expired(self.clock.unix(now)) {
+            if id != self.own.peer {
+                self.lose(id, "its membership or record expired", now);
+                self.forget_sessions(id);
+                self.peers.remove(&id);
+            }
+            self.redraw(now);
+        }
+    }
+
+    /// Hands the newest records to the disk.
+    pub(super) fn persist(&mut self) {
+        let records = self.roster.iter().filter(|record| record.peer() != self.own.peer);
+        self.events.push_back(Event::Persist(records.take(MAX_PERSISTED).cloned().collect()));
+    }
+}

@@ -1,0 +1,196 @@
+//! A session lives: probes when it is silent, replacement when it ages, messages, roaming, goodbye.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand_core::Rng;
+
+use crate::identity::PeerId;
+use crate::session::rekey::{REKEY_AFTER_TIME, RESPONDER_GRACE, is_dead};
+use crate::switch::seal_message;
+use crate::wire::{DropReason, Message};
+
+use super::Node;
+use super::event::{PeerChange, Transmit};
+use super::timers::Timer;
+
+/// Between two looks at a peer's sessions. Five seconds are fine enough for everything below, and four warm peers
+/// then wake an idle node less than once a second.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A peer to whom we sent and who has been silent this long is probed.
+const PROBE_AFTER: Duration = Duration::from_secs(3);
+
+/// An idle warm peer is probed after this silence: presence within half a minute for 4 datagrams a minute.
+const WARM_PROBE_AFTER: Duration = Duration::from_secs(15);
+
+/// Silent this long in spite of probes: gone. Six lost probes in a row do not happen on a path worth having.
+const GONE_AFTER: Duration = Duration::from_secs(30);
+
+/// A session unused this long when it ages is left to die; the next frame makes another within a round trip.
+const IDLE_AFTER: Duration = Duration::from_secs(60);
+
+impl Node {
+    /// Looks after the sessions of a peer.
+    pub(super) fn check_sessions(&mut self, id: PeerId, now: Instant) {
+        self.drop_aged(id, now);
+        let warm = self.is_warm() && self.roster.get(&id).is_some();
+        let Some(peer) = self.peers.get(&id) else { return };
+        let Some(current) = peer.current.clone() else {
+            if peer.previous.is_some() || peer.next.is_some() {
+                self.timers.set(Timer::Session(id), now + CHECK_INTERVAL);
+            } else if warm {
+                self.schedule_reconnect(id, now);
+            }
+            return;
+        };
+        self.timers.set(Timer::Session(id), now + CHECK_INTERVAL);
+        let heard = peer.last_heard().unwrap_or_else(|| current.created());
+        let silent = now.saturating_duration_since(heard);
+        let sent_since = current.last_sent().is_some_and(|sent| sent > heard);
+        if silent >= GONE_AFTER && (warm || sent_since) {
+            self.lose(id, "silent", now);
+            return;
+        }
+        if (warm && silent >= WARM_PROBE_AFTER) || (sent_since && silent >= PROBE_AFTER) {
+            self.probe(id, now);
+        }
+        let age = now.saturating_duration_since(current.created());
+        let due = REKEY_AFTER_TIME + if current.is_initiator() { Duration::ZERO } else { RESPONDER_GRACE };
+        let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
+        if age >= due && (warm || used) {
+            self.initiate(id, now);
+        }
+    }
+
+    /// Forgets sessions past their time.
+    fn drop_aged(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let dropped = [
+            peer.current.take_if(|transport| is_dead(transport, now)),
+            peer.previous.take_if(|transport| is_dead(transport, now)),
+            peer.next.take_if(|next| is_dead(&next.transport, now)).map(|next| next.transport),
+        ];
+        let mut changed = false;
+        for transport in dropped.into_iter().flatten() {
+            self.indices.remove(&transport.local());
+            changed = true;
+        }
+        if changed {
+            self.redraw(now);
+        }
+    }
+
+    /// Probes every candidate of a peer; the first answer makes the primary.
+    pub(super) fn probe(&mut self, id: PeerId, now: Instant) {
+        let nonce = self.rng.next_u64();
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(transport) = peer.current.clone() else { return };
+        let endpoints = peer.paths.begin_round(nonce, now);
+        for endpoint in endpoints {
+            if !self.is_overlay(endpoint.ip())
+                && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+            {
+                self.outbox.push_back(Transmit { endpoint, bytes });
+            }
+        }
+    }
+
+    /// Our own endpoints changed: tell every peer over its session, and see which paths still work.
+    pub(super) fn probe_everybody(&mut self, now: Instant) {
+        let ids: Vec<_> = self.peers.iter().filter(|(_, peer)| peer.current.is_some()).map(|(id, _)| *id).collect();
+        for id in ids {
+            self.probe(id, now);
+        }
+        let idle: Vec<_> = self.peers.iter().filter(|(_, peer)| peer.current.is_none()).map(|(id, _)| *id).collect();
+        if self.is_warm() {
+            for id in idle {
+                self.reconnect(id, now);
+            }
+        }
+    }
+
+    /// Sends a message to a peer over its session and primary, if it has them.
+    pub(super) fn send_message(&mut self, id: PeerId, message: &Message, now: Instant) -> bool {
+        let Some(peer) = self.peers.get(&id) else { return false };
+        let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary()) else { return false };
+        let Some(bytes) = seal_message(transport, message, now) else { return false };
+        self.outbox.push_back(Transmit { endpoint, bytes });
+        true
+    }
+
+    /// An opened message from `id`.
+    pub(super) fn handle_message(&mut self, id: PeerId, bytes: &[u8], source: SocketAddr, now: Instant) {
+        let message = match Message::decode(bytes) {
+            Ok(message) => message,
+            Err(_) => return self.counters.count(DropReason::InnerMalformed),
+        };
+        match message {
+            Message::Ping { nonce } => {
+                let transport = self.peers.get(&id).and_then(|peer| peer.current.clone());
+                let pong = Message::Pong { nonce, observed: source };
+                if let Some(bytes) = transport.and_then(|transport| seal_message(&transport, &pong, now)) {
+                    self.outbox.push_back(Transmit { endpoint: source, bytes });
+                }
+            }
+            Message::Pong { nonce, observed } => self.handle_pong(id, nonce, observed, source, now),
+            Message::Record(bytes) => match self.verify_record(&bytes, now) {
+                Ok(record) => self.take_in(record, now),
+                Err(reason) => self.counters.count(reason),
+            },
+            Message::Goodbye => self.handle_goodbye(id, now),
+            Message::Keepalive => (),
+        }
+    }
+
+    fn handle_pong(&mut self, id: PeerId, nonce: u64, observed: SocketAddr, source: SocketAddr, now: Instant) {
+        if self.answer_ping(id, nonce, observed, source, now) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if let Some((rtt, true)) = peer.paths.on_answer(nonce, source, now) {
+            tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
+            self.redraw(now);
+        }
+    }
+
+    /// An authenticated datagram came from an unexpected endpoint: a candidate at once, the primary once it answers.
+    pub(super) fn handle_roamed(&mut self, id: PeerId, endpoint: SocketAddr, now: Instant) {
+        if self.is_overlay(endpoint.ip()) {
+            return;
+        }
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.paths.add(endpoint, crate::nat::Origin::Observed) {
+            self.probe(id, now);
+        }
+    }
+
+    /// Says goodbye to every peer with a session.
+    pub(super) fn say_goodbye(&mut self, now: Instant) {
+        let ids: Vec<_> = self.peers.keys().copied().collect();
+        for id in ids {
+            self.send_message(id, &Message::Goodbye, now);
+        }
+    }
+
+    fn handle_goodbye(&mut self, id: PeerId, now: Instant) {
+        self.lose(id, "said goodbye", now);
+        self.timers.cancel(Timer::Reconnect(id));
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.departed = true;
+        }
+    }
+
+    /// The peer is gone: its sessions are forgotten, the member is not.
+    pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
+        self.forget_sessions(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.paths.reset();
+        peer.failures = peer.failures.max(1);
+        if std::mem::replace(&mut peer.connected, false) {
+            self.announce(id, PeerChange::Gone(why));
+        }
+        self.redraw(now);
+        self.schedule_reconnect(id, now);
+    }
+}

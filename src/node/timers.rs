@@ -1,0 +1,89 @@
+//! The node's timers: one instant a key, the earliest first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Instant;
+
+use crate::dht::QueryId;
+use crate::identity::PeerId;
+
+use super::event::{Deadline, Reason};
+
+/// What a timer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// The outstanding handshake with a peer is to be sent again.
+    Handshake(PeerId),
+    /// A peer without a session is to be tried again.
+    Reconnect(PeerId),
+    /// A peer's sessions are to be looked at.
+    Session(PeerId),
+    /// Frames have waited long enough for a directory answer.
+    Lookup(QueryId),
+    /// Operator's pings are to be given up.
+    Pings,
+    /// Our record is to be renewed.
+    Renew,
+    /// Expired records are to be forgotten.
+    Expire,
+    /// The records are to be kept on disk.
+    Persist,
+    /// The picture for forwarding is due.
+    Fib,
+}
+
+impl Timer {
+    fn reason(self) -> Reason {
+        match self {
+            Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
+            Self::Session(_) => Reason::Session,
+            Self::Lookup(_) | Self::Pings => Reason::Waiting,
+            Self::Renew | Self::Expire | Self::Persist => Reason::Records,
+            Self::Fib => Reason::Fib,
+        }
+    }
+}
+
+/// All timers that are set.
+#[derive(Debug, Default)]
+pub(super) struct Timers {
+    instants: BTreeMap<Timer, Instant>,
+    queue: BTreeSet<(Instant, Timer)>,
+}
+
+impl Timers {
+    /// Sets `timer` to `at`, whatever it was set to.
+    pub(super) fn set(&mut self, timer: Timer, at: Instant) {
+        self.cancel(timer);
+        self.instants.insert(timer, at);
+        self.queue.insert((at, timer));
+    }
+
+    /// Sets `timer` to `at` unless it is set to an earlier instant.
+    pub(super) fn set_if_earlier(&mut self, timer: Timer, at: Instant) {
+        if self.instants.get(&timer).is_none_or(|set| at < *set) {
+            self.set(timer, at);
+        }
+    }
+
+    /// Unsets `timer`.
+    pub(super) fn cancel(&mut self, timer: Timer) {
+        if let Some(at) = self.instants.remove(&timer) {
+            self.queue.remove(&(at, timer));
+        }
+    }
+
+    /// Unsets and returns the earliest timer that is due at `now`.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Timer> {
+        let &(at, timer) = self.queue.first()?;
+        if at > now {
+            return None;
+        }
+        self.cancel(timer);
+        Some(timer)
+    }
+
+    /// The earliest.
+    pub(super) fn next(&self) -> Option<Deadline> {
+        self.queue.first().map(|(at, timer)| Deadline { at: *at, reason: timer.reason() })
+    }
+}
