@@ -1,1 +1,41 @@
-//! placeholder
+//! netsim: worlds in which meshd can be wrong without harm.
+//!
+//! The virtual world is merely another I/O around the same [`meshd::node::Node`] and [`meshd::switch::Forwarder`] that
+//! the daemon runs: a virtual clock and an event heap instead of threads and sockets. A run is a function of its seed,
+//! so a failing test prints the seed, and with `NETSIM_SEED` it fails again in the same way.
+//!
+//! | file | what |
+//! |---|---|
+//! | [`world`] | the clock, the heap, and what a test does with it |
+//! | [`heap`] | what happens when |
+//! | [`host`] | a node and a forwarder wired as the daemon wires them, and the station on their TAP |
+//! | [`station`] | what runs above the TAP: pings, broadcasts, a record of frames |
+//! | [`link`] | latency, jitter, loss, duplication, rate, MTU |
+//! | [`topology`] | segments, cables, islands: who can reach whom |
+//! | [`directory`] | a model of libp2p and mDNS behind [`meshd::dht::Command`] and [`meshd::dht::Event`] |
+//! | [`play`] | what a test does with a world |
+//! | [`oracle`] | which pairs must be connected, and whether they are |
+//! | [`trace`] | what happened, byte for byte |
+//! | [`seed`], [`network`] | chance, and networks made of it |
+//!
+//! The real world (network namespaces around the real binary) is behind the feature `lab`.
+
+pub mod directory;
+pub mod heap;
+pub mod host;
+pub mod link;
+pub mod network;
+pub mod oracle;
+pub mod play;
+pub mod seed;
+pub mod station;
+pub mod topology;
+pub mod trace;
+pub mod world;
+
+pub use host::HostId;
+pub use link::Conditions;
+pub use network::Network;
+pub use seed::{Chance, Seed};
+pub use topology::SegmentId;
+pub use world::World;

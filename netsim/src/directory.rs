@@ -1,0 +1,426 @@
+//! A model of the control network: libp2p and mDNS behind the two enums that the node sees.
+//!
+//! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
+//! connections come of `Dial` and need a way in the topology; a record is gossiped once, to whoever is connected then,
+//! and put into the shards of the nodes nearest to its keys; a lookup asks the nearest shards of the same connected
+//! component; everything takes its time; mDNS announces on the LAN at the start and at intervals.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meshd::config::NodeConfig;
+use meshd::dht::{Command, Event, LookupKey, QueryId, Record, Sighting, Standing, Verified};
+use meshd::identity::{NoisePublic, PeerId, UnixSeconds};
+
+use crate::host::HostId;
+use crate::seed::Chance;
+use crate::topology::Topology;
+
+/// Shards that keep a key: Kademlia's k.
+const REPLICAS: usize = 20;
+
+/// How long an mDNS announcement or answer takes: RFC 6762 has responders wait 20 to 120 ms.
+const SIGHTING_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
+
+/// From announcement to announcement.
+const ANNOUNCE_EVERY: (Duration, Duration) = (Duration::from_secs(54), Duration::from_secs(66));
+
+/// TCP, pnet, noise, yamux: a handful of round trips.
+const CONNECT_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+
+/// One hop of gossip.
+const GOSSIP_HOP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(30));
+
+/// A put, and a lookup, walk a few hops.
+const WALK_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(300));
+
+/// From a first connection to the put that follows it: connections come in bunches.
+const PUT_AFTER_CONNECT: Duration = Duration::from_secs(1);
+
+/// From put to put of one record.
+const REPUBLISH_EVERY: (Duration, Duration) = (Duration::from_secs(540), Duration::from_secs(660));
+
+/// A connection whose way is gone breaks after this: keepalives notice.
+const BREAK_AFTER: Duration = Duration::from_secs(30);
+
+/// [`Standing`] is told at most so often.
+const STANDING_EVERY: Duration = Duration::from_secs(1);
+
+/// Something that the model does later.
+#[derive(Debug)]
+pub enum Step {
+    /// mDNS announces.
+    Announce(HostId, u32),
+    /// A dial ends.
+    Connect(HostId, u32, PeerId, Vec<SocketAddr>),
+    /// A host's record is stored, and gossiped if it has not been.
+    Put(HostId, u32),
+    /// A host's record is stored again.
+    Republish(HostId, u32, u64),
+    /// A lookup ends.
+    Answer(HostId, u32, QueryId, LookupKey),
+    /// A host is told how things stand.
+    Standing(HostId, u32),
+    /// A connection whose way is gone breaks.
+    Break(HostId, HostId),
+}
+
+/// What follows, and after how long.
+#[derive(Debug, Default)]
+pub struct Agenda {
+    /// The model's own later steps.
+    pub steps: Vec<(Duration, Step)>,
+    /// Events for nodes.
+    pub tells: Vec<(Duration, HostId, Event)>,
+}
+
+/// The control network of the whole world.
+pub struct Model {
+    members: BTreeMap<HostId, Member>,
+    chance: Chance,
+    /// Lookups answered, by whether something was found: for cost tables.
+    pub lookups: (u64, u64),
+}
+
+struct Member {
+    /// Nodes of one network (and secret) form one control network.
+    realm: [u8; 32],
+    life: u32,
+    peer: PeerId,
+    noise: NoisePublic,
+    listening: Vec<SocketAddr>,
+    own: Option<Arc<Verified<Record>>>,
+    gossiped: bool,
+    announced: bool,
+    connections: BTreeSet<HostId>,
+    shard: BTreeMap<[u8; 32], Arc<Verified<Record>>>,
+    put_due: bool,
+    standing_due: bool,
+}
+
+impl Model {
+    /// A control network without members.
+    pub fn new(chance: Chance) -> Self {
+        Self { members: BTreeMap::new(), chance, lookups: (0, 0) }
+    }
+
+    /// A host's process starts its `life`-th life.
+    pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig) {
+        let member = Member {
+            realm: *config.network.secret.directory_key(),
+            life,
+            peer: config.key.peer_id(),
+            noise: config.key.noise_secret().public(),
+            listening: Vec::new(),
+            own: None,
+            gossiped: false,
+            announced: false,
+            connections: BTreeSet::new(),
+            shard: BTreeMap::new(),
+            put_due: false,
+            standing_due: false,
+        };
+        self.members.insert(host, member);
+    }
+
+    /// A host's process is gone.
+    pub fn stop(&mut self, host: HostId) -> Agenda {
+        let mut agenda = Agenda::default();
+        let Some(member) = self.members.remove(&host) else { return agenda };
+        for other in member.connections {
+            if let Some(other_member) = self.members.get_mut(&other) {
+                other_member.connections.remove(&host);
+            }
+            self.standing_changed(other, &mut agenda);
+        }
+        agenda
+    }
+
+    /// The topology changed: connections whose way is gone will break.
+    pub fn review(&mut self, topology: &Topology) -> Agenda {
+        let mut agenda = Agenda::default();
+        for (&host, member) in &self.members {
+            let lost = member.connections.iter().filter(|other| host < **other && !topology.reach(host, **other));
+            agenda.steps.extend(lost.map(|other| (BREAK_AFTER, Step::Break(host, *other))));
+        }
+        agenda
+    }
+
+    /// A node commands.
+    pub fn command(&mut self, host: HostId, command: Command) -> Agenda {
+        let mut agenda = Agenda::default();
+        let Some(member) = self.members.get_mut(&host) else { return agenda };
+        let life = member.life;
+        match command {
+            Command::Publish(record) => {
+                let sequence = record.sequence;
+                member.own = Some(Arc::new(record));
+                member.gossiped = false;
+                agenda.steps.push((Duration::ZERO, Step::Put(host, life)));
+                let (low, high) = REPUBLISH_EVERY;
+                agenda.steps.push((self.chance.between(low, high), Step::Republish(host, life, sequence)));
+            }
+            Command::Lookup { id, key } => {
+                let (low, high) = WALK_DELAY;
+                agenda.steps.push((self.chance.between(low, high), Step::Answer(host, life, id, key)));
+            }
+            Command::Dial { peer, endpoints } => {
+                let known = |other: &HostId| self.members.get(other).is_some_and(|other| other.peer == peer);
+                if !self.members.get(&host).is_some_and(|member| member.connections.iter().any(known)) {
+                    let (low, high) = CONNECT_DELAY;
+                    agenda.steps.push((self.chance.between(low, high), Step::Connect(host, life, peer, endpoints)));
+                }
+            }
+            Command::Listening(endpoints) => {
+                if member.listening != endpoints {
+                    member.listening = endpoints;
+                    let first = !member.announced;
+                    member.announced = true;
+                    if first {
+                        agenda.steps.push((Duration::ZERO, Step::Announce(host, life)));
+                    } else {
+                        agenda.steps.push((Duration::from_millis(100), Step::Announce(host, life)));
+                    }
+                }
+            }
+        }
+        agenda
+    }
+
+    /// A step is due.
+    pub fn step(&mut self, step: Step, topology: &Topology, unix_now: UnixSeconds) -> Agenda {
+        let mut agenda = Agenda::default();
+        match step {
+            Step::Announce(host, life) if self.lives(host, life) => self.announce(host, topology, &mut agenda),
+            Step::Connect(host, life, peer, endpoints) if self.lives(host, life) => {
+                self.connect(host, peer, &endpoints, topology, &mut agenda);
+            }
+            Step::Put(host, life) if self.lives(host, life) => self.put(host, topology, unix_now, &mut agenda),
+            Step::Republish(host, life, sequence) if self.lives(host, life) => {
+                let current = self.members.get(&host).and_then(|member| member.own.as_ref());
+                if current.is_some_and(|record| record.sequence == sequence) {
+                    let (low, high) = REPUBLISH_EVERY;
+                    agenda.steps.push((self.chance.between(low, high), Step::Republish(host, life, sequence)));
+                    self.store(host, topology, unix_now);
+                }
+            }
+            Step::Answer(host, life, id, key) if self.lives(host, life) => {
+                let event = self.answer(host, id, &key, topology, unix_now);
+                agenda.tells.push((Duration::ZERO, host, event));
+            }
+            Step::Standing(host, life) if self.lives(host, life) => {
+                let Some(member) = self.members.get_mut(&host) else { return agenda };
+                member.standing_due = false;
+                let standing = Standing {
+                    connections: member.connections.len(),
+                    routing_peers: member.connections.len(),
+                    shard_records: member.shard.len(),
+                    refused: Vec::new(),
+                };
+                agenda.tells.push((Duration::ZERO, host, Event::Standing(standing)));
+            }
+            Step::Break(a, b) if !topology.reach(a, b) => {
+                for (host, other) in [(a, b), (b, a)] {
+                    if let Some(member) = self.members.get_mut(&host) {
+                        member.connections.remove(&other);
+                    }
+                    self.standing_changed(host, &mut agenda);
+                }
+            }
+            Step::Announce(..)
+            | Step::Connect(..)
+            | Step::Put(..)
+            | Step::Republish(..)
+            | Step::Answer(..)
+            | Step::Standing(..)
+            | Step::Break(..) => (),
+        }
+        agenda
+    }
+
+    /// Hosts with a control connection to `host`.
+    pub fn connections(&self, host: HostId) -> usize {
+        self.members.get(&host).map_or(0, |member| member.connections.len())
+    }
+
+    fn lives(&self, host: HostId, life: u32) -> bool {
+        self.members.get(&host).is_some_and(|member| member.life == life)
+    }
+
+    fn announce(&mut self, host: HostId, topology: &Topology, agenda: &mut Agenda) {
+        let life = self.members.get(&host).map_or(0, |member| member.life);
+        let (low, high) = ANNOUNCE_EVERY;
+        agenda.steps.push((self.chance.between(low, high), Step::Announce(host, life)));
+        for other in topology.neighbors(host) {
+            // An announcement is also a question: both hear of each other.
+            for (speaker, listener) in [(host, other), (other, host)] {
+                let Some(sighting) = self.sighting(speaker, listener, topology) else { continue };
+                let (low, high) = SIGHTING_DELAY;
+                agenda.tells.push((self.chance.between(low, high), listener, Event::Sighting(sighting)));
+            }
+        }
+    }
+
+    fn sighting(&self, speaker: HostId, listener: HostId, topology: &Topology) -> Option<Sighting> {
+        let (spoken, heard) = (self.members.get(&speaker)?, self.members.get(&listener)?);
+        if spoken.realm != heard.realm || !spoken.announced {
+            return None;
+        }
+        let on_this_lan = topology.heard_by_multicast(listener, speaker);
+        let endpoints: Vec<_> =
+            spoken.listening.iter().filter(|endpoint| on_this_lan.contains(&endpoint.ip())).copied().collect();
+        (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints })
+    }
+
+    fn connect(
+        &mut self,
+        host: HostId,
+        peer: PeerId,
+        endpoints: &[SocketAddr],
+        topology: &Topology,
+        agenda: &mut Agenda,
+    ) {
+        let realm = self.members.get(&host).map(|member| member.realm);
+        let other = endpoints.iter().find_map(|endpoint| {
+            let (_, into) = topology.route(host, endpoint.ip())?;
+            let other = topology.host_of(into);
+            let member = self.members.get(&other)?;
+            (member.peer == peer && Some(member.realm) == realm && member.listening.contains(endpoint)).then_some(other)
+        });
+        let Some(other) = other else { return };
+        for (one, two) in [(host, other), (other, host)] {
+            let Some(member) = self.members.get_mut(&one) else { continue };
+            if !member.connections.insert(two) {
+                continue;
+            }
+            if !member.put_due && member.own.is_some() {
+                member.put_due = true;
+                agenda.steps.push((PUT_AFTER_CONNECT, Step::Put(one, member.life)));
+            }
+            self.standing_changed(one, agenda);
+        }
+    }
+
+    fn standing_changed(&mut self, host: HostId, agenda: &mut Agenda) {
+        if let Some(member) = self.members.get_mut(&host)
+            && !member.standing_due
+        {
+            member.standing_due = true;
+            agenda.steps.push((STANDING_EVERY, Step::Standing(host, member.life)));
+        }
+    }
+
+    fn put(&mut self, host: HostId, topology: &Topology, unix_now: UnixSeconds, agenda: &mut Agenda) {
+        self.store(host, topology, unix_now);
+        let Some(member) = self.members.get_mut(&host) else { return };
+        member.put_due = false;
+        let Some(record) = member.own.clone().filter(|_| !member.gossiped) else { return };
+        // Publishing fails while nobody is subscribed; the first connection brings another put.
+        member.gossiped = !member.connections.is_empty();
+        for (other, hops) in self.component(host, topology) {
+            let (low, high) = GOSSIP_HOP;
+            let delay = self.chance.between(low * hops, high * hops);
+            if other != host {
+                agenda.tells.push((delay, other, Event::Gossip(Verified::clone(&record))));
+            }
+        }
+    }
+
+    /// Puts the host's record into the shards nearest to each of its keys.
+    fn store(&mut self, host: HostId, topology: &Topology, unix_now: UnixSeconds) {
+        let Some((record, realm)) = self.members.get(&host).and_then(|m| Some((m.own.clone()?, m.realm))) else {
+            return;
+        };
+        let reached: Vec<_> = self.component(host, topology).into_iter().map(|(other, _)| other).collect();
+        for key in record.lookup_keys() {
+            let at = key.directory_key(&realm);
+            for other in self.nearest(&reached, &at) {
+                let Some(member) = self.members.get_mut(&other) else { continue };
+                let held = member.shard.get(&at).filter(|held| !held.has_expired(unix_now));
+                let better = held.is_none_or(|held| {
+                    if held.peer() == record.peer() {
+                        record.sequence >= held.sequence
+                    } else {
+                        record.wins_over(held, &key)
+                    }
+                });
+                if better {
+                    member.shard.insert(at, Arc::clone(&record));
+                }
+            }
+        }
+    }
+
+    fn answer(
+        &mut self,
+        host: HostId,
+        id: QueryId,
+        key: &LookupKey,
+        topology: &Topology,
+        unix_now: UnixSeconds,
+    ) -> Event {
+        let realm = self.members.get(&host).map_or([0; 32], |member| member.realm);
+        let at = key.directory_key(&realm);
+        let reached: Vec<_> = self.component(host, topology).into_iter().map(|(other, _)| other).collect();
+        let mut best: Option<Arc<Verified<Record>>> = None;
+        let mut holders = Vec::new();
+        for other in self.nearest(&reached, &at) {
+            let Some(member) = self.members.get(&other) else { continue };
+            let Some(record) = member.shard.get(&at).filter(|record| !record.has_expired(unix_now)) else { continue };
+            holders.push(member.peer);
+            let better = best.as_ref().is_none_or(|best| {
+                if best.peer() == record.peer() { record.sequence > best.sequence } else { record.wins_over(best, key) }
+            });
+            if better {
+                best = Some(Arc::clone(record));
+            }
+        }
+        match best {
+            Some(record) => {
+                self.lookups.0 += 1;
+                Event::Found { id, record: Verified::clone(&record), holders }
+            }
+            None => {
+                self.lookups.1 += 1;
+                Event::NotFound { id }
+            }
+        }
+    }
+
+    /// The hosts that control messages reach from `host`, with the number of hops; itself first.
+    fn component(&self, host: HostId, topology: &Topology) -> Vec<(HostId, u32)> {
+        let mut found = vec![(host, 0)];
+        let mut seen = BTreeSet::from([host]);
+        let mut queue = VecDeque::from([(host, 0)]);
+        while let Some((at, hops)) = queue.pop_front() {
+            let Some(member) = self.members.get(&at) else { continue };
+            for &next in &member.connections {
+                if !seen.contains(&next) && topology.reach(at, next) {
+                    seen.insert(next);
+                    found.push((next, hops + 1));
+                    queue.push_back((next, hops + 1));
+                }
+            }
+        }
+        found
+    }
+
+    fn nearest(&self, hosts: &[HostId], key: &[u8; 32]) -> Vec<HostId> {
+        if hosts.len() <= REPLICAS {
+            return hosts.to_vec();
+        }
+        let distance = |host: &HostId| {
+            let peer = self.members.get(host).map_or([0; 32], |member| member.peer.0);
+            let mut distance = [0; 32];
+            for (byte, (a, b)) in distance.iter_mut().zip(key.iter().zip(peer)) {
+                *byte = a ^ b;
+            }
+            distance
+        };
+        let mut sorted: Vec<_> = hosts.iter().map(|host| (distance(host), *host)).collect();
+        sorted.sort_unstable();
+        sorted.into_iter().take(REPLICAS).map(|(_, host)| host).collect()
+    }
+}

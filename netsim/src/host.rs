@@ -1,0 +1,209 @@
+//! A host: a node and a forwarder, wired as the daemon wires them.
+//!
+//! What the daemon does with threads, channels and sockets happens here in one call: a frame or a datagram goes through
+//! the forwarder, punts and notices go into the node, and everything that the node wants comes out in an [`Output`].
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Instant;
+
+use meshd::config::NodeConfig;
+use meshd::dht;
+use meshd::identity::{Mac, PeerId, UnixSeconds};
+use meshd::node::event::PeerChange;
+use meshd::node::{Command, CommandId, Event, Node, Punted, Reply};
+use meshd::switch::{Fib, Forwarder};
+use meshd::wire::{Batch, Counters, Verdict};
+
+/// Bytes of a batch: a flood of a full frame to a hundred peers, in fragments, with their room.
+const BATCH_BYTES: usize = 512 * 1024;
+
+/// Slots of a batch: one frame and its copies to every peer, cut in two.
+const BATCH_SLOTS: usize = 512;
+
+/// A host of the world, in the order in which they were added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HostId(pub usize);
+
+/// What a host wants of the world after an input.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Datagrams.
+    pub sends: Vec<(SocketAddr, Vec<u8>)>,
+    /// For the directory.
+    pub commands: Vec<dht::Command>,
+    /// Frames for the TAP.
+    pub frames: Vec<Vec<u8>>,
+    /// Answers to the operator.
+    pub replies: Vec<(CommandId, Reply)>,
+    /// New overlay addresses, and why.
+    pub addresses: Vec<(Mac, IpAddr, IpAddr, Option<String>)>,
+    /// The records to keep on disk, replacing those kept before.
+    pub persist: Option<Vec<Vec<u8>>>,
+    /// What the user sees.
+    pub changes: Vec<(PeerId, PeerChange)>,
+}
+
+impl Output {
+    /// Whether nothing came of the input.
+    pub fn is_empty(&self) -> bool {
+        self.sends.is_empty()
+            && self.commands.is_empty()
+            && self.frames.is_empty()
+            && self.replies.is_empty()
+            && self.addresses.is_empty()
+            && self.persist.is_none()
+            && self.changes.is_empty()
+    }
+}
+
+/// A host's process while it runs.
+pub struct Process {
+    node: Node,
+    forwarder: Forwarder,
+    fib: Arc<Fib>,
+    /// How many new pictures the node made.
+    pub pictures: u64,
+}
+
+/// The batch that all hosts use in turn: only one runs at a time.
+pub struct Scratch(Batch);
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self(Batch::new(BATCH_BYTES, BATCH_SLOTS))
+    }
+}
+
+impl Process {
+    /// Starts the node; it is told its endpoints next.
+    pub fn start(config: NodeConfig, seed: [u8; 32], now: Instant, unix_now: UnixSeconds, output: &mut Output) -> Self {
+        let fib = Arc::new(Fib::empty(config.mac(), config.mtu));
+        let node = Node::new(config, seed, now, unix_now);
+        let mut process = Self { node, forwarder: Forwarder::default(), fib, pictures: 0 };
+        process.drain(now, output);
+        process
+    }
+
+    /// A frame that the host wrote into its TAP.
+    pub fn frame(&mut self, frame: &[u8], scratch: &mut Scratch, now: Instant, output: &mut Output) {
+        let batch = &mut scratch.0;
+        batch.clear();
+        batch.push(frame, None).expect("one frame fits a batch");
+        self.forwarder.egress.handle_frames(&self.fib, batch, now);
+        self.carry_out(scratch, now, output);
+    }
+
+    /// A datagram that came to the UDP socket.
+    pub fn datagram(
+        &mut self,
+        datagram: &[u8],
+        source: SocketAddr,
+        scratch: &mut Scratch,
+        now: Instant,
+        output: &mut Output,
+    ) {
+        let batch = &mut scratch.0;
+        batch.clear();
+        batch.push(datagram, Some(source)).expect("one datagram fits a batch");
+        self.forwarder.ingress.handle_datagrams(&self.fib, batch, now);
+        self.carry_out(scratch, now, output);
+    }
+
+    /// News from the directory.
+    pub fn directory(&mut self, event: dht::Event, now: Instant, output: &mut Output) {
+        self.node.handle_directory(event, now);
+        self.drain(now, output);
+    }
+
+    /// The interfaces changed.
+    pub fn endpoints(&mut self, endpoints: Vec<SocketAddr>, now: Instant, output: &mut Output) {
+        self.node.handle_endpoints(endpoints, now);
+        self.drain(now, output);
+    }
+
+    /// The operator asks.
+    pub fn command(&mut self, id: CommandId, command: Command, now: Instant, output: &mut Output) {
+        self.node.handle_command(id, command, now);
+        self.drain(now, output);
+    }
+
+    /// The node's deadline has come.
+    pub fn timeout(&mut self, now: Instant, output: &mut Output) {
+        self.node.handle_timeout(now);
+        self.drain(now, output);
+    }
+
+    /// The node says goodbye.
+    pub fn shutdown(&mut self, now: Instant, output: &mut Output) {
+        self.node.shutdown(now);
+        self.drain(now, output);
+    }
+
+    /// When the node wants to be called.
+    pub fn deadline(&mut self) -> Option<meshd::node::Deadline> {
+        self.node.poll_timeout()
+    }
+
+    /// The picture that forwarding reads now.
+    pub fn fib(&self) -> &Fib {
+        &self.fib
+    }
+
+    /// What was dropped, by node and forwarder.
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.node.counters();
+        counters.add(self.forwarder.egress.counters());
+        counters.add(self.forwarder.ingress.counters());
+        counters
+    }
+
+    fn carry_out(&mut self, scratch: &mut Scratch, now: Instant, output: &mut Output) {
+        let batch = &scratch.0;
+        // Punts name peers by their index in the picture that the forwarder read, so the names are taken before the
+        // node may draw a new one.
+        let fib = Arc::clone(&self.fib);
+        for (index, slot) in batch.slots().iter().enumerate() {
+            let bytes = batch.bytes(index);
+            match slot.verdict {
+                Verdict::Deliver => output.frames.push(bytes.to_vec()),
+                Verdict::Send(endpoint) => output.sends.push((endpoint, bytes.to_vec())),
+                Verdict::Punt(punt) => {
+                    let peer = slot.peer.map(|peer| fib.peers[peer].peer);
+                    self.node.handle_punt(Punted { punt, bytes: bytes.to_vec(), source: slot.source, peer }, now);
+                }
+                Verdict::Drop(_) | Verdict::Done => (),
+                Verdict::Pending => panic!("the forwarder has not judged slot {index} of {}", batch.len()),
+            }
+        }
+        self.drain(now, output);
+    }
+
+    fn drain(&mut self, now: Instant, output: &mut Output) {
+        let Forwarder { egress, ingress } = &mut self.forwarder;
+        while let Some(notice) = egress.poll_notice().or_else(|| ingress.poll_notice()) {
+            self.node.handle_notice(notice, now);
+        }
+        if let Some(fib) = self.node.poll_fib(now) {
+            self.fib = fib;
+            self.pictures += 1;
+        }
+        while let Some(transmit) = self.node.poll_transmit() {
+            output.sends.push((transmit.endpoint, transmit.bytes));
+        }
+        while let Some(event) = self.node.poll_event() {
+            match event {
+                Event::Directory(command) => output.commands.push(command),
+                Event::Deliver(frame) => output.frames.push(frame),
+                Event::Reply(id, reply) => output.replies.push((id, reply)),
+                Event::Addresses { mac, ipv4, ipv6, notice } => {
+                    output.addresses.push((mac, ipv4.into(), ipv6.into(), notice));
+                }
+                Event::Persist(records) => {
+                    output.persist = Some(records.iter().map(|record| record.bytes().to_vec()).collect());
+                }
+                Event::PeerChange { peer, change, .. } => output.changes.push((peer, change)),
+            }
+        }
+    }
+}

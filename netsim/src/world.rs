@@ -1,0 +1,588 @@
+//! The virtual world: a clock that jumps from event to event, and everything that happens on the way.
+//!
+//! Events are ordered by (time, number), so a run has one order. The only thing that is not virtual is the instant at
+//! which the world begins, because `Instant` has no zero; nothing depends on it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use meshd::config::NodeConfig;
+use meshd::dht;
+use meshd::identity::{Name, PeerId, UnixSeconds};
+use meshd::node::event::PeerChange;
+use meshd::node::{CommandId, Reason, Reply};
+
+use crate::directory::{Agenda, Model, Step};
+use crate::heap::Heap;
+use crate::host::{HostId, Output, Process, Scratch};
+use crate::link::Carried;
+use crate::network::{Network, UNIX_START};
+use crate::seed::{Chance, Seed};
+use crate::station::{Conversation, Said, Station};
+use crate::topology::{PortId, SegmentId, Topology};
+use crate::trace::{Detail, Trace, fingerprint};
+
+/// The port of every node.
+pub const PORT: u16 = 4747;
+
+/// Calls of one node without the clock moving: more means that it asks to be called at once for ever.
+const MAX_WAKES_IN_PLACE: u32 = 1000;
+
+/// Datagrams kept by a capture: the handshakes of a few hundred pairs.
+const MAX_CAPTURED: usize = 100_000;
+
+/// How long the operating system takes to tell that a cable was pulled or plugged in.
+const NETLINK_DELAY: Duration = Duration::from_millis(50);
+
+/// A datagram as a cable saw it.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// When it was sent.
+    pub at: Duration,
+    /// By whom.
+    pub from: HostId,
+    /// Where to.
+    pub endpoint: SocketAddr,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// What a host cost the network and its machine.
+#[derive(Debug, Clone, Default)]
+pub struct Costs {
+    /// Datagrams sent, by their first byte: initiation, response, cookie, sealed; the rest at 0.
+    pub sent: [u64; 5],
+    /// Bytes of UDP payload sent.
+    pub bytes: u64,
+    /// Calls because of a deadline.
+    pub wakes: u64,
+    /// Calls of which nothing came, by the reason given.
+    pub idle_wakes: BTreeMap<Reason, u64>,
+    /// Commands to the directory.
+    pub commands: u64,
+}
+
+impl Costs {
+    /// Datagrams of any kind.
+    pub fn datagrams(&self) -> u64 {
+        self.sent.iter().sum()
+    }
+}
+
+/// A host, running or not.
+pub struct Host {
+    /// Its name.
+    pub name: Name,
+    /// What its node is told at the next start.
+    pub config: NodeConfig,
+    /// Who it is.
+    pub peer: PeerId,
+    /// What is at its TAP.
+    pub station: Station,
+    /// What it cost so far.
+    pub costs: Costs,
+    /// What its node told the user.
+    pub changes: Vec<(Duration, PeerId, PeerChange)>,
+    /// How often it was started.
+    pub life: u32,
+    pub(crate) process: Option<Process>,
+    kept: Vec<Vec<u8>>,
+    wake_at: Option<Duration>,
+    last_wake: (Duration, u32),
+}
+
+/// Everything.
+pub struct World {
+    /// Who is plugged in where.
+    pub topology: Topology,
+    /// What happened.
+    pub trace: Trace,
+    /// The control network.
+    pub directory: Model,
+    /// Pings.
+    pub conversations: Vec<Conversation>,
+    /// Who heard which call, how often.
+    pub calls: Vec<BTreeMap<HostId, u32>>,
+    /// Answers to operators.
+    pub replies: BTreeMap<CommandId, Reply>,
+    /// Datagrams and bytes from host to host that were sent, whether they arrived or not.
+    pub sent: BTreeMap<(HostId, HostId), (u64, u64)>,
+    /// Datagrams and bytes sent to addresses that nobody has or that are out of reach.
+    pub astray: (u64, u64),
+    /// Datagrams and bytes that links lost.
+    pub lost: u64,
+    /// What cables saw, while a capture runs.
+    pub captured: Option<Vec<Captured>>,
+    /// Events handled so far.
+    pub handled: u64,
+    pub(crate) hosts: Vec<Host>,
+    pub(crate) seed: Seed,
+    pub(crate) keys: Chance,
+    base: Instant,
+    now: Duration,
+    heap: Heap<What>,
+    links: Chance,
+    scratch: Scratch,
+    home: Network,
+}
+
+enum What {
+    Start(HostId),
+    Endpoints(HostId, u32),
+    Wake(HostId, u32),
+    Arrive { out: PortId, into: PortId, bytes: Vec<u8> },
+    Tell(HostId, u32, Box<dht::Event>),
+    Step(Step),
+    Ping(usize),
+}
+
+impl World {
+    /// An empty world. With `NETSIM_TRACE` set it keeps the lines of its trace and prints them when a test fails.
+    pub fn new(seed: Seed) -> Self {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "a virtual clock needs some instant to begin at; none depends on it"
+        )]
+        let base = Instant::now();
+        let mut keys = seed.chance("keys");
+        let detail = if std::env::var_os("NETSIM_TRACE").is_some() { Detail::Lines } else { Detail::Hash };
+        Self {
+            topology: Topology::default(),
+            trace: Trace::new(detail),
+            directory: Model::new(seed.chance("directory")),
+            conversations: Vec::new(),
+            calls: Vec::new(),
+            replies: BTreeMap::new(),
+            sent: BTreeMap::new(),
+            astray: (0, 0),
+            lost: 0,
+            captured: None,
+            handled: 0,
+            hosts: Vec::new(),
+            seed,
+            home: Network::new(&mut keys),
+            keys,
+            base,
+            now: Duration::ZERO,
+            heap: Heap::default(),
+            links: seed.chance("links"),
+            scratch: Scratch::default(),
+        }
+    }
+
+    /// Virtual time since the beginning.
+    pub fn now(&self) -> Duration {
+        self.now
+    }
+
+    /// Wall time of the virtual world, Unix seconds.
+    pub fn unix_now(&self) -> UnixSeconds {
+        UNIX_START + self.now.as_secs()
+    }
+
+    /// The network that hosts are members of unless a test says otherwise.
+    pub fn home(&self) -> &Network {
+        &self.home
+    }
+
+    /// One host.
+    pub fn host(&self, host: HostId) -> &Host {
+        &self.hosts[host.0]
+    }
+
+    /// One host, to be changed.
+    pub fn host_mut(&mut self, host: HostId) -> &mut Host {
+        &mut self.hosts[host.0]
+    }
+
+    /// Every host.
+    pub fn hosts(&self) -> impl Iterator<Item = HostId> + use<> {
+        (0..self.hosts.len()).map(HostId)
+    }
+
+    /// Whether a host's process runs.
+    pub fn is_running(&self, host: HostId) -> bool {
+        self.hosts[host.0].process.is_some()
+    }
+
+    /// Adds a host that is a member of `network`, plugged into `segments`. It is not started.
+    pub fn add_host(&mut self, name: &str, network: &Network, segments: &[SegmentId]) -> HostId {
+        let key = meshd::identity::SigningKey::from_seed(&self.keys.bytes());
+        let id = HostId(self.hosts.len());
+        let name: Name = name.parse().expect("a name");
+        let config = NodeConfig {
+            network: network.config.clone(),
+            chain: network.member(key.peer_id(), &name),
+            key,
+            mac: None,
+            ipv4: None,
+            mtu: meshd::config::DEFAULT_MTU,
+            boots: 0,
+            hardware_aes: true,
+            contacts: Vec::new(),
+            known_records: Vec::new(),
+        };
+        for segment in segments {
+            self.topology.attach(id, *segment);
+        }
+        self.hosts.push(Host {
+            name,
+            peer: config.key.peer_id(),
+            station: Station::new(config.mac()),
+            costs: Costs::default(),
+            changes: Vec::new(),
+            life: 0,
+            process: None,
+            kept: Vec::new(),
+            wake_at: None,
+            last_wake: (Duration::ZERO, 0),
+            config,
+        });
+        id
+    }
+
+    /// Starts a host `after` a while, with what it kept on disk.
+    pub fn start_after(&mut self, host: HostId, after: Duration) {
+        self.push(after, What::Start(host));
+    }
+
+    /// Ends a host's process, with or without a goodbye.
+    pub fn stop(&mut self, host: HostId, goodbye: bool) {
+        if goodbye {
+            self.drive(host, |process, _, now, output| process.shutdown(now, output));
+        }
+        self.note(host, format_args!("stop goodbye={goodbye}"));
+        self.hosts[host.0].process = None;
+        let agenda = self.directory.stop(host);
+        self.enter(agenda);
+    }
+
+    /// Forgets what a host kept on disk, besides its key.
+    pub fn wipe(&mut self, host: HostId) {
+        self.hosts[host.0].kept.clear();
+    }
+
+    /// Plugs a host's cables in or out; it notices soon.
+    pub fn plug(&mut self, host: HostId, plugged: bool) {
+        self.note(host, format_args!("plug {plugged}"));
+        self.topology.plug(host, plugged);
+        self.push(NETLINK_DELAY, What::Endpoints(host, self.hosts[host.0].life));
+        self.review();
+    }
+
+    /// Cuts a segment into islands; no host notices.
+    pub fn partition(&mut self, segment: SegmentId, islands: &[&[HostId]]) {
+        self.topology.partition(segment, islands);
+        self.review();
+    }
+
+    fn review(&mut self) {
+        let agenda = self.directory.review(&self.topology);
+        self.enter(agenda);
+    }
+
+    /// Adds a conversation; its first ping goes out `after` a while.
+    pub fn converse(&mut self, conversation: Conversation, after: Duration) -> usize {
+        self.conversations.push(conversation);
+        let index = self.conversations.len() - 1;
+        self.push(after, What::Ping(index));
+        index
+    }
+
+    /// Writes a frame into a host's TAP, as its kernel would.
+    pub fn send_frame(&mut self, host: HostId, frame: &[u8]) {
+        self.drive(host, |process, scratch, now, output| process.frame(frame, scratch, now, output));
+    }
+
+    /// A datagram reaches a host with any source that an attacker likes.
+    pub fn inject(&mut self, host: HostId, source: SocketAddr, bytes: &[u8]) {
+        self.note(host, format_args!("inject {source} {:016x}", fingerprint(bytes)));
+        self.drive(host, |process, scratch, now, output| process.datagram(bytes, source, scratch, now, output));
+    }
+
+    /// Runs until `end`, and to it.
+    pub fn run_until(&mut self, end: Duration) {
+        while let Some((at, what)) = self.heap.pop_until(end) {
+            debug_assert!(at >= self.now, "time never runs backwards");
+            self.now = at;
+            self.handled += 1;
+            self.handle(what);
+        }
+        self.now = self.now.max(end);
+    }
+
+    fn handle(&mut self, what: What) {
+        match what {
+            What::Start(host) => self.begin(host),
+            What::Endpoints(host, life) => {
+                if self.hosts[host.0].life == life {
+                    self.tell_endpoints(host);
+                }
+            }
+            What::Wake(host, life) => self.wake(host, life),
+            What::Arrive { out, into, bytes } => self.arrive(out, into, &bytes),
+            What::Tell(host, life, event) => {
+                if self.hosts[host.0].life == life {
+                    self.note(host, format_args!("directory {}", kind(&event)));
+                    self.drive(host, |process, _, now, output| process.directory(*event, now, output));
+                }
+            }
+            What::Step(step) => {
+                let unix = self.unix_now();
+                let agenda = self.directory.step(step, &self.topology, unix);
+                self.enter(agenda);
+            }
+            What::Ping(index) => self.ask_once(index),
+        }
+    }
+
+    fn begin(&mut self, id: HostId) {
+        let (now, unix) = (self.base + self.now, self.unix_now());
+        let host = &mut self.hosts[id.0];
+        assert!(host.process.is_none(), "{} runs already", host.name);
+        host.life += 1;
+        host.wake_at = None;
+        let mut config = host.config.clone();
+        config.boots = host.life - 1;
+        config.known_records = host.kept.clone();
+        let seed = self.seed.chance(&format!("{} life {}", host.name, host.life)).bytes();
+        self.directory.start(id, host.life, &config);
+        let mut output = Output::default();
+        host.process = Some(Process::start(config, seed, now, unix, &mut output));
+        self.note(id, format_args!("start"));
+        self.settle(id, output);
+        self.tell_endpoints(id);
+    }
+
+    fn tell_endpoints(&mut self, host: HostId) {
+        let endpoints: Vec<_> =
+            self.topology.addresses(host).into_iter().map(|address| SocketAddr::new(address, PORT)).collect();
+        self.drive(host, |process, _, now, output| process.endpoints(endpoints, now, output));
+    }
+
+    fn wake(&mut self, id: HostId, life: u32) {
+        let (now, host) = (self.now, &mut self.hosts[id.0]);
+        if host.life != life || host.wake_at != Some(now) {
+            return;
+        }
+        host.wake_at = None;
+        let Some(deadline) = host.process.as_mut().and_then(Process::deadline) else { return };
+        if deadline.at > self.base + now {
+            return self.schedule(id);
+        }
+        let in_place = if host.last_wake.0 == now { host.last_wake.1 + 1 } else { 0 };
+        host.last_wake = (now, in_place);
+        assert!(in_place < MAX_WAKES_IN_PLACE, "{} asks for {:?} at {now:?} for ever", host.name, deadline.reason);
+        host.costs.wakes += 1;
+        let pictures = host.process.as_ref().map_or(0, |process| process.pictures);
+        self.note(id, format_args!("wake {:?}", deadline.reason));
+        let idle = self.drive(id, |process, _, now, output| process.timeout(now, output));
+        let host = &mut self.hosts[id.0];
+        if idle && host.process.as_ref().is_some_and(|process| process.pictures == pictures) {
+            *host.costs.idle_wakes.entry(deadline.reason).or_default() += 1;
+        }
+    }
+
+    fn arrive(&mut self, out: PortId, into: PortId, bytes: &[u8]) {
+        if !self.topology.adjacent(out, into) {
+            return;
+        }
+        let (host, source) = (self.topology.host_of(into), SocketAddr::new(self.topology.address_of(out), PORT));
+        self.note(host, format_args!("recv {source} {}", bytes.len()));
+        self.drive(host, |process, scratch, now, output| process.datagram(bytes, source, scratch, now, output));
+    }
+
+    fn ask_once(&mut self, index: usize) {
+        let now = self.now;
+        let conversation = &mut self.conversations[index];
+        if now >= conversation.until {
+            return;
+        }
+        let (from, to, every) = (conversation.from, conversation.to, conversation.every);
+        if self.hosts[from.0].process.is_some() {
+            let sequence = conversation.ask(now);
+            let said = Said::Ask { conversation: index as u32, sequence };
+            let frame = said.frame(self.hosts[from.0].station.mac, self.hosts[to.0].station.mac, conversation.len);
+            self.note(from, format_args!("ping {} {index}/{sequence}", to.0));
+            self.send_frame(from, &frame);
+        }
+        self.push(every, What::Ping(index));
+    }
+
+    /// Gives a host's process an input and does what it wants. True if nothing came of it.
+    pub(crate) fn drive(
+        &mut self,
+        host: HostId,
+        input: impl FnOnce(&mut Process, &mut Scratch, Instant, &mut Output),
+    ) -> bool {
+        let Some(process) = self.hosts[host.0].process.as_mut() else { return true };
+        let mut output = Output::default();
+        input(process, &mut self.scratch, self.base + self.now, &mut output);
+        let idle = output.is_empty();
+        self.settle(host, output);
+        idle
+    }
+
+    fn settle(&mut self, id: HostId, mut output: Output) {
+        let now = self.now;
+        loop {
+            for (endpoint, bytes) in std::mem::take(&mut output.sends) {
+                self.transmit(id, endpoint, bytes);
+            }
+            for command in std::mem::take(&mut output.commands) {
+                self.hosts[id.0].costs.commands += 1;
+                self.note(id, format_args!("command {}", command_kind(&command)));
+                let agenda = self.directory.command(id, command);
+                self.enter(agenda);
+            }
+            self.replies.extend(output.replies.drain(..));
+            let host = &mut self.hosts[id.0];
+            if let Some(records) = output.persist.take() {
+                host.kept = records;
+            }
+            for (mac, ipv4, ipv6, notice) in output.addresses.drain(..) {
+                host.station.mac = mac;
+                if let (IpAddr::V4(ipv4), IpAddr::V6(ipv6)) = (ipv4, ipv6) {
+                    (host.station.ipv4, host.station.ipv6) = (Some(ipv4), Some(ipv6));
+                }
+                host.station.notices.extend(notice);
+                self.trace.note(now, host.name.as_str(), format_args!("addresses {mac} {ipv4} {ipv6}"));
+            }
+            for (peer, change) in output.changes.drain(..) {
+                self.trace.note(now, host.name.as_str(), format_args!("peer {} {change:?}", peer.short()));
+                host.changes.push((now, peer, change));
+            }
+            if output.frames.is_empty() {
+                break;
+            }
+            for frame in std::mem::take(&mut output.frames) {
+                self.deliver(id, &frame, &mut output);
+            }
+        }
+        self.schedule(id);
+    }
+
+    fn deliver(&mut self, id: HostId, frame: &[u8], output: &mut Output) {
+        let now = self.now;
+        self.note(id, format_args!("deliver {} {:016x}", frame.len(), fingerprint(frame)));
+        match Said::read(frame) {
+            Some(Said::Answer { conversation, sequence }) => {
+                if let Some(conversation) = self.conversations.get_mut(conversation as usize) {
+                    conversation.answer(sequence, now);
+                }
+            }
+            Some(Said::Call { id: call }) => {
+                if let Some(heard) = self.calls.get_mut(call as usize) {
+                    *heard.entry(id).or_default() += 1;
+                }
+            }
+            Some(Said::Ask { .. }) | None => (),
+        }
+        let host = &mut self.hosts[id.0];
+        if let (Some(answer), Some(process)) = (host.station.hear(frame, now), host.process.as_mut()) {
+            process.frame(&answer, &mut self.scratch, self.base + now, output);
+        }
+    }
+
+    fn transmit(&mut self, from: HostId, endpoint: SocketAddr, bytes: Vec<u8>) {
+        self.note(from, format_args!("send {endpoint} {} {:016x}", bytes.len(), fingerprint(&bytes)));
+        let costs = &mut self.hosts[from.0].costs;
+        let kind = bytes.first().copied().filter(|kind| (1..=4).contains(kind)).unwrap_or(0);
+        costs.sent[usize::from(kind)] += 1;
+        costs.bytes += bytes.len() as u64;
+        if let Some(captured) = self.captured.as_mut().filter(|captured| captured.len() < MAX_CAPTURED) {
+            captured.push(Captured { at: self.now, from, endpoint, bytes: bytes.clone() });
+        }
+        let way = self.topology.route(from, endpoint.ip()).filter(|_| endpoint.port() == PORT);
+        let Some((out, into)) = way else {
+            self.astray = (self.astray.0 + 1, self.astray.1 + bytes.len() as u64);
+            return;
+        };
+        let sent = self.sent.entry((from, self.topology.host_of(into))).or_default();
+        *sent = (sent.0 + 1, sent.1 + bytes.len() as u64);
+        let headers = if endpoint.is_ipv4() { 28 } else { 48 };
+        match self.topology.carry(out, bytes.len() + headers, self.now, &mut self.links) {
+            Carried::Once(at) => self.push_at(at, What::Arrive { out, into, bytes }),
+            Carried::Twice(first, second) => {
+                self.push_at(first, What::Arrive { out, into, bytes: bytes.clone() });
+                self.push_at(second, What::Arrive { out, into, bytes });
+            }
+            Carried::Lost(loss) => {
+                self.lost += 1;
+                self.note(from, format_args!("lost {loss:?}"));
+            }
+        }
+    }
+
+    /// Sees to it that a host is called at its deadline. An event that has become too early reschedules itself.
+    fn schedule(&mut self, id: HostId) {
+        let (base, now, host) = (self.base, self.now, &mut self.hosts[id.0]);
+        let Some(deadline) = host.process.as_mut().and_then(Process::deadline) else { return };
+        let at = deadline.at.saturating_duration_since(base).max(now);
+        if host.wake_at.is_none_or(|scheduled| at < scheduled) {
+            host.wake_at = Some(at);
+            let life = host.life;
+            self.push_at(at, What::Wake(id, life));
+        }
+    }
+
+    fn enter(&mut self, agenda: Agenda) {
+        for (delay, step) in agenda.steps {
+            self.push(delay, What::Step(step));
+        }
+        for (delay, host, event) in agenda.tells {
+            let life = self.hosts[host.0].life;
+            self.push(delay, What::Tell(host, life, Box::new(event)));
+        }
+    }
+
+    fn push(&mut self, after: Duration, what: What) {
+        self.push_at(self.now + after, what);
+    }
+
+    fn push_at(&mut self, at: Duration, what: What) {
+        self.heap.push(at, what);
+    }
+
+    pub(crate) fn note(&mut self, host: HostId, what: std::fmt::Arguments<'_>) {
+        self.trace.note(self.now, self.hosts[host.0].name.as_str(), what);
+    }
+}
+
+fn kind(event: &dht::Event) -> &'static str {
+    match event {
+        dht::Event::Found { .. } => "found",
+        dht::Event::NotFound { .. } => "not-found",
+        dht::Event::Gossip(_) => "gossip",
+        dht::Event::Sighting(_) => "sighting",
+        dht::Event::Standing(_) => "standing",
+    }
+}
+
+fn command_kind(command: &dht::Command) -> &'static str {
+    match command {
+        dht::Command::Publish(_) => "publish",
+        dht::Command::Lookup { .. } => "lookup",
+        dht::Command::Dial { .. } => "dial",
+        dht::Command::Listening(_) => "listening",
+    }
+}
+
+impl Drop for World {
+    #[expect(clippy::print_stderr, reason = "a failing run has to say how it can be run again")]
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for line in self.trace.lines() {
+            eprintln!("{line}");
+        }
+        let test = std::thread::current().name().unwrap_or("the test").to_owned();
+        eprintln!(
+            "this world failed at {:?} of virtual time; again: NETSIM_SEED={} cargo test -p netsim {test}\n\
+             with NETSIM_TRACE=1 it prints what happened",
+            self.now, self.seed.0
+        );
+    }
+}
