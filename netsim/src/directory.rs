@@ -24,8 +24,9 @@ const REPLICAS: usize = 20;
 /// How long an mDNS announcement or answer takes: RFC 6762 has responders wait 20 to 120 ms.
 const SIGHTING_DELAY: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(100));
 
-/// From announcement to announcement.
-const ANNOUNCE_EVERY: (Duration, Duration) = (Duration::from_secs(54), Duration::from_secs(66));
+/// From announcement to announcement: blinded names change every quarter of an hour, and between that a responder
+/// only answers newcomers.
+const ANNOUNCE_EVERY: (Duration, Duration) = (Duration::from_secs(14 * 60), Duration::from_secs(16 * 60));
 
 /// TCP, pnet, noise, yamux: a handful of round trips.
 const CONNECT_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
