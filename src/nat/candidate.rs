@@ -5,15 +5,33 @@ use std::time::{Duration, Instant};
 
 /// Where we heard of a candidate. The order is that of trust: a later origin knows better than an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Origin {
     /// An invite, or a record kept on disk from an earlier run: it was there once.
-    Remembered,
+    Remembered = 1,
     /// The member's signed record.
-    Record,
+    Record = 2,
     /// mDNS on this LAN.
-    Sighting,
+    Sighting = 4,
     /// An authenticated datagram came from there (peer-reflexive, RFC 8445, section 7.3.1.3).
-    Observed,
+    Observed = 8,
+}
+
+/// All origins of one candidate. The derived order is that of the most trusted among them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Origins(u8);
+
+impl Origins {
+    /// One more says so.
+    pub fn insert(&mut self, origin: Origin) {
+        self.0 |= origin as u8;
+    }
+
+    /// One says so no longer; true if nobody does any more.
+    pub fn remove(&mut self, origin: Origin) -> bool {
+        self.0 &= !(origin as u8);
+        self.0 == 0
+    }
 }
 
 /// An endpoint that may work.
@@ -22,7 +40,7 @@ pub struct Candidate {
     /// Where.
     pub endpoint: SocketAddr,
     /// From whom we have it.
-    pub origin: Origin,
+    pub origins: Origins,
     /// When it last answered.
     pub answered: Option<Instant>,
     /// The last round trip.

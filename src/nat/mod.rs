@@ -9,6 +9,6 @@ pub mod candidate;
 pub mod path;
 pub mod score;
 
-pub use candidate::{Candidate, Origin};
+pub use candidate::{Candidate, Origin, Origins};
 pub use path::PathAgent;
 pub use score::PathScore;

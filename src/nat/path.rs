@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use super::candidate::{Candidate, Origin, canonical, is_usable};
+use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
 use super::score::PathScore;
 
 /// Candidates kept for a peer: its 8 recorded endpoints, as many sighted or observed. A member that lists more is not
@@ -27,11 +27,12 @@ struct Round {
 }
 
 impl PathAgent {
-    /// Replaces the candidates of `origin` by `endpoints`. Those that answered stay known as observed. Returns whether
+    /// Replaces the candidates of `origin` by `endpoints`; those that another origin names too stay. Returns whether
     /// anything is there now that was not before.
     pub fn set_candidates(&mut self, origin: Origin, endpoints: &[SocketAddr]) -> bool {
         let endpoints: Vec<_> = endpoints.iter().map(|endpoint| canonical(*endpoint)).filter(is_usable).collect();
-        self.candidates.retain(|candidate| candidate.origin != origin || endpoints.contains(&candidate.endpoint));
+        self.candidates
+            .retain_mut(|candidate| endpoints.contains(&candidate.endpoint) || !candidate.origins.remove(origin));
         let mut news = false;
         for endpoint in endpoints {
             news |= self.add(endpoint, origin);
@@ -43,7 +44,7 @@ impl PathAgent {
     pub fn add(&mut self, endpoint: SocketAddr, origin: Origin) -> bool {
         let endpoint = canonical(endpoint);
         if let Some(known) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
-            known.origin = known.origin.max(origin);
+            known.origins.insert(origin);
             return false;
         }
         if !is_usable(&endpoint) {
@@ -57,14 +58,16 @@ impl PathAgent {
                 .enumerate()
                 .filter(|(_, candidate)| Some(candidate.endpoint) != primary)
                 .max_by_key(|(index, candidate)| {
-                    (PathScore::of(candidate), std::cmp::Reverse(candidate.origin), *index)
+                    (PathScore::of(candidate), std::cmp::Reverse(candidate.origins), *index)
                 })
                 .map(|(index, _)| index);
             if let Some(worst) = worst {
                 self.candidates.remove(worst);
             }
         }
-        self.candidates.push(Candidate { endpoint, origin, answered: None, rtt: None });
+        let mut origins = Origins::default();
+        origins.insert(origin);
+        self.candidates.push(Candidate { endpoint, origins, answered: None, rtt: None });
         true
     }
 
@@ -72,7 +75,7 @@ impl PathAgent {
     pub fn endpoints(&self) -> Vec<SocketAddr> {
         let mut candidates: Vec<_> = self.candidates.iter().collect();
         candidates.sort_by_key(|candidate| {
-            (Some(candidate.endpoint) != self.primary, PathScore::of(candidate), std::cmp::Reverse(candidate.origin))
+            (Some(candidate.endpoint) != self.primary, PathScore::of(candidate), std::cmp::Reverse(candidate.origins))
         });
         candidates.into_iter().map(|candidate| candidate.endpoint).collect()
     }
@@ -129,7 +132,7 @@ impl PathAgent {
     pub fn reset(&mut self) {
         self.primary = None;
         self.round = None;
-        self.candidates.retain(|candidate| candidate.origin != Origin::Observed);
+        self.candidates.retain_mut(|candidate| !candidate.origins.remove(Origin::Observed));
         for candidate in &mut self.candidates {
             candidate.answered = None;
             candidate.rtt = None;
@@ -178,8 +181,13 @@ mod tests {
         assert_eq!(agent.endpoints(), [endpoint(9), endpoint(1)]);
         assert!(agent.set_candidates(Origin::Record, &[endpoint(3)]));
         assert!(!agent.knows(endpoint(1)) && agent.knows(endpoint(9)));
+        agent.adopt(endpoint(3), None, now);
         agent.reset();
-        assert_eq!((agent.primary(), agent.endpoints()), (None, vec![endpoint(3)]));
+        assert_eq!(
+            (agent.primary(), agent.endpoints()),
+            (None, vec![endpoint(3)]),
+            "only what was merely observed goes"
+        );
     }
 
     #[test]

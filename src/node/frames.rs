@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::dht::{self, LookupKey, QueryId, Record, Verified};
 use crate::identity::{Mac, PeerId};
-use crate::switch::seal_frame;
+use crate::switch::{seal_frame, seal_message};
 use crate::wire::ethernet::FrameHead;
 use crate::wire::{DropReason, Message};
 
@@ -86,16 +86,23 @@ impl Node {
         true
     }
 
-    /// A session has come up: what waited goes out; if nothing did, a keepalive confirms the session.
+    /// A session has come up. A message confirms it: our record, if it changed since the handshake began, else a
+    /// keepalive. Then goes what waited.
     pub(super) fn flush_waiting(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let (frames, late) = peer.take_waiting(now);
         for _ in 0..late {
             self.counters.count(DropReason::WaitFull);
         }
-        if let Some(transport) = self.peers.get(&id).and_then(|peer| peer.current.clone())
-            && let Some(endpoint) = self.peers.get(&id).and_then(|peer| peer.paths.primary())
-            && let Some(bytes) = crate::switch::seal_message(&transport, &Message::Keepalive, now)
+        let message = match self.own.record() {
+            Some(record) if record.sequence > peer.told => {
+                peer.told = record.sequence;
+                Message::Record(record.bytes().to_vec())
+            }
+            Some(_) | None => Message::Keepalive,
+        };
+        if let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary())
+            && let Some(bytes) = seal_message(transport, &message, now)
         {
             self.picture.hold(Transmit { endpoint, bytes });
         }

@@ -53,7 +53,10 @@ impl Node {
     }
 
     fn send_initiation(&mut self, id: PeerId, attempt: u32, began: Instant, now: Instant) {
-        let Some(record) = self.own.record().map(|record| record.bytes().to_vec()) else { return };
+        let Some((record, sequence)) = self.own.record().map(|record| (record.bytes().to_vec(), record.sequence))
+        else {
+            return;
+        };
         self.forget_handshake(id);
         let (stamp, index, seed) = (self.next_stamp(now), self.new_index(), self.random_seed());
         let hello = canonical::encode(&Hello { stamp, record });
@@ -75,6 +78,7 @@ impl Node {
         for endpoint in targets {
             self.outbox.push_back(Transmit { endpoint, bytes: datagram.clone() });
         }
+        peer.told = sequence;
         peer.handshake = Some(Outstanding { initiator, datagram, began, sent: now, attempt });
         self.indices.insert(index, id);
         let wait = retry_delay(attempt, self.rng.next_u32());
@@ -177,11 +181,14 @@ impl Node {
             return Err(DropReason::HandshakeReplayed);
         }
         self.absorb(record, now)?;
-        let Some(own) = self.own.record().map(|record| record.bytes().to_vec()) else { return Ok(()) };
+        let Some((own, sequence)) = self.own.record().map(|record| (record.bytes().to_vec(), record.sequence)) else {
+            return Ok(());
+        };
         let hello = canonical::encode(&Hello { stamp: self.next_stamp(now), record: own });
         let index = self.new_index();
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };
+        peer.told = sequence;
         let next = Next { transport: Arc::new(transport), endpoint: source, stamp };
         if let Some(replaced) = peer.next.replace(next) {
             self.indices.remove(&replaced.transport.local());

@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub(super) cookies: CookieJar,
     /// The greatest stamp of an initiation that led to a confirmed session.
     pub(super) stamp: u64,
+    /// The sequence of our record that it was sent last.
+    pub(super) told: u64,
     waiting: VecDeque<(Instant, Vec<u8>)>,
     /// Handshakes given up in a row.
     pub(super) failures: u32,
@@ -74,6 +76,7 @@ impl Peer {
             handshake: None,
             cookies: CookieJar::default(),
             stamp: 0,
+            told: 0,
             waiting: VecDeque::new(),
             failures: 0,
             connected: false,

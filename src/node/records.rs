@@ -83,7 +83,11 @@ impl Node {
         let message = Message::Record(record.bytes().to_vec());
         let ids: Vec<_> = self.peers.keys().copied().collect();
         for id in ids {
-            self.send_message(id, &message, now);
+            if self.send_message(id, &message, now)
+                && let Some(peer) = self.peers.get_mut(&id)
+            {
+                peer.told = record.sequence;
+            }
         }
         self.events.push_back(Event::Directory(dht::Command::Publish(record)));
     }
