@@ -5,6 +5,7 @@
 //! channels only.
 
 pub mod api;
+pub mod control;
 pub mod enroll;
 pub mod lane;
 pub mod netlink;
@@ -12,12 +13,20 @@ pub mod store;
 pub mod telemetry;
 pub mod udp;
 
+use std::time::Duration;
+
 use crate::config::UpConfig;
 
-/// Runs one node until SIGINT or SIGTERM.
+/// How long the end waits for a file that is being written; everything else is done by then.
+const LAST_WRITE: Duration = Duration::from_millis(300);
+
+/// Runs one node until SIGINT or SIGTERM. The calling thread is the control thread.
 ///
 /// # Errors
-/// Whatever kept it from starting, in one line.
+/// Whatever kept it from starting or from going on, in one line. Nothing is left behind.
 pub fn run(config: UpConfig) -> anyhow::Result<()> {
-    anyhow::bail!("network {} cannot run yet: the lanes are not built in", config.node.network.name)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(control::run(config));
+    runtime.shutdown_timeout(LAST_WRITE);
+    result
 }

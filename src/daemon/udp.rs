@@ -142,23 +142,31 @@ impl UdpSocket {
         Ok((count, true))
     }
 
-    /// Sends one datagram.
+    /// Sends one datagram, waiting a moment if the socket's buffer is full.
     ///
     /// # Errors
     /// What the kernel says. All of it concerns this datagram or this endpoint: the caller counts it and goes on.
     pub fn send(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        match self.try_send(endpoint, bytes) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.wait_writable() => {
+                self.try_send(endpoint, bytes)
+            }
+            result => result,
+        }
+    }
+
+    /// Sends one datagram without waiting.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::send`].
+    pub fn try_send(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         let destination = match (endpoint, self.dual) {
             (SocketAddr::V4(v4), true) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
             (SocketAddr::V6(_), false) => return Err(io::ErrorKind::NetworkUnreachable.into()),
             (SocketAddr::V4(_) | SocketAddr::V6(_), _) => endpoint,
         };
         let transmit = Transmit { destination, ecn: None, contents: bytes, segment_size: None, src_ip: None };
-        match self.state.try_send((&self.socket).into(), &transmit) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.wait_writable() => {
-                self.state.try_send((&self.socket).into(), &transmit)
-            }
-            result => result,
-        }
+        self.state.try_send((&self.socket).into(), &transmit)
     }
 
     /// Waits until the socket's buffer has room, at most [`SEND_WAIT`].

@@ -1,0 +1,464 @@
+//! The control thread: the node, and everything that speaks to it.
+//!
+//! [`run`] brings a node up in the one order that works, lets it work, and takes it down again, whichever step failed.
+//! In between, one loop takes one input at a time (a punt, a notice, news from the directory, a sighting, a command, an
+//! interface that changed, a timer), hands it to the node and carries out what the node wants, in this order: first the
+//! new picture for forwarding, then datagrams, which may be answered at once, then the rest.
+
+#![expect(clippy::disallowed_methods, reason = "the control thread tells the node the time and gives it its seed")]
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context as _;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use crate::config::{NetworkConfig, UpConfig};
+use crate::dht;
+use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
+use crate::identity::ula_prefix;
+use crate::node::event::PeerChange;
+use crate::node::{Command, CommandId, Event, Node, Reply};
+use crate::switch::Fib;
+use crate::tap::device::Device;
+use crate::tap::queue::Queue;
+use crate::wire::{Counters, DropReason};
+
+use super::lane::{self, FromLane, Lane};
+use super::netlink::{self, Interface, TapAddresses};
+use super::udp::UdpSocket;
+use super::{api, store};
+
+/// Inputs of one kind that are worked off before the others get their turn. A hundred handshakes are 40 ms; nobody
+/// should wait longer for an answer.
+const BUDGET: usize = 100;
+
+/// Operators' commands that wait; the API has sixteen clients at most.
+const COMMANDS: usize = 16;
+
+/// Pictures of the interfaces that wait: only the last one counts.
+const INTERFACES: usize = 1;
+
+/// Sightings that wait for us, beyond what the beacon keeps itself.
+const SIGHTINGS: usize = 64;
+
+/// Wishes to the directory that wait while it is busy. A lookup that waited longer has failed already.
+const WISHES: usize = 256;
+
+/// Brings the node up, runs it until SIGINT or SIGTERM, and takes it down.
+///
+/// # Errors
+/// Whatever kept it from starting or from going on. Everything is undone.
+pub async fn run(config: UpConfig) -> anyhow::Result<()> {
+    let mut signals = Signals::new()?;
+    let network = config.node.network.clone();
+    store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
+    let _lock = store::lock(&config.runtime, &network.name)?;
+    let server = api::Server::bind(&api::socket_path(&config.runtime))?;
+    let socket = Arc::new(UdpSocket::open(config.port)?);
+
+    let (directory, from_directory) = start_directory(&config, socket.port())?;
+    let (to_us, sightings) = mpsc::channel(SIGHTINGS);
+    // Before the TAP: mDNS joins its group on every interface there is when it starts.
+    let beacon = Beacon::start(
+        BeaconConfig {
+            key: network.secret.beacon_key(),
+            peer: config.node.key.peer_id(),
+            noise: config.node.key.noise_secret().public(),
+            port: socket.port(),
+        },
+        seed()?,
+        to_us,
+    )?;
+    let device = Device::open(&config.device, config.node.mac().0, config.node.mtu)?;
+    let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
+    let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
+    let lane = Lane::start(0, device.queue()?, Arc::clone(&socket), &fib, &to_control)?;
+
+    let (interfaces_to_us, interfaces) = mpsc::channel(INTERFACES);
+    tokio::spawn(netlink::watch(interfaces_to_us));
+    let (commands_to_us, commands) = mpsc::channel(COMMANDS);
+    tokio::spawn(server.serve(commands_to_us));
+
+    tracing::info!("network {} ({}), as {}", network.name, network.id().short(), config.name);
+    let mut control = Control {
+        overlay: Overlay(network),
+        mtu: config.node.mtu,
+        node: Node::new(config.node, seed()?, Instant::now(), unix_now()),
+        queue: device.queue()?,
+        device,
+        socket,
+        fib,
+        lane,
+        beacon: Some(beacon),
+        directory: Directory { sender: directory, wishes: VecDeque::new() },
+        addresses: None,
+        waiting: BTreeMap::new(),
+        next_command: 0,
+        saver: Saver { folder: config.state, wanted: None, running: None },
+        counters: Counters::default(),
+    };
+    let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, commands };
+    let result = control.work(&mut inputs, &mut signals).await;
+    control.finish();
+    result
+}
+
+struct Control {
+    node: Node,
+    overlay: Overlay,
+    mtu: usize,
+    device: Device,
+    queue: Queue,
+    socket: Arc<UdpSocket>,
+    fib: Arc<ArcSwap<Fib>>,
+    lane: Lane,
+    beacon: Option<Beacon>,
+    directory: Directory,
+    /// What the TAP is to carry from now on, and why it changed.
+    addresses: Option<(TapAddresses, Option<String>)>,
+    /// Who waits for the answer to which command.
+    waiting: BTreeMap<CommandId, oneshot::Sender<Reply>>,
+    next_command: u64,
+    saver: Saver,
+    /// What was lost here.
+    counters: Counters,
+}
+
+struct Inputs {
+    from_lanes: mpsc::Receiver<FromLane>,
+    from_directory: mpsc::Receiver<dht::Event>,
+    sightings: mpsc::Receiver<dht::Event>,
+    interfaces: mpsc::Receiver<Vec<Interface>>,
+    commands: mpsc::Receiver<(Command, oneshot::Sender<Reply>)>,
+}
+
+impl Control {
+    /// Takes inputs until a signal says to stop.
+    async fn work(&mut self, inputs: &mut Inputs, signals: &mut Signals) -> anyhow::Result<()> {
+        self.drain(Instant::now());
+        self.set_addresses().await?;
+        tracing::info!("{} is up, listening at UDP and TCP port {}", self.device.name(), self.socket.port());
+        loop {
+            let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
+            let timer = async {
+                match deadline {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                name = signals.stop() => {
+                    tracing::info!("{name}: stopping");
+                    return Ok(());
+                }
+                error = self.lane.failure() => return Err(error),
+                () = timer => self.node.handle_timeout(Instant::now()),
+                Some(first) = inputs.from_lanes.recv() => {
+                    self.handle_lane(first);
+                    for _ in 1..BUDGET {
+                        let Ok(next) = inputs.from_lanes.try_recv() else { break };
+                        self.handle_lane(next);
+                    }
+                }
+                event = inputs.from_directory.recv() => {
+                    let event = event.context("the directory has stopped")?;
+                    self.node.handle_directory(event, Instant::now());
+                }
+                Some(event) = inputs.sightings.recv() => self.node.handle_directory(event, Instant::now()),
+                Some((command, reply)) = inputs.commands.recv() => self.handle_command(command, reply),
+                Some(interfaces) = inputs.interfaces.recv() => self.handle_interfaces(&interfaces),
+                () = self.directory.has_room() => {}
+                () = self.saver.written() => {}
+            }
+            self.drain(Instant::now());
+            if let Err(error) = self.set_addresses().await {
+                tracing::warn!("{error:#}");
+            }
+        }
+    }
+
+    /// Says goodbye to everybody; afterwards nothing is left but to drop.
+    fn finish(mut self) {
+        self.node.shutdown(Instant::now());
+        self.drain(Instant::now());
+        // Says its own goodbye, and waits for it as long as it takes to leave.
+        if let Some(beacon) = self.beacon.take() {
+            beacon.stop();
+        }
+        tracing::info!("{} is down", self.device.name());
+    }
+
+    fn handle_lane(&mut self, from_lane: FromLane) {
+        let now = Instant::now();
+        match from_lane {
+            FromLane::Punt(punted) => self.node.handle_punt(punted, now),
+            FromLane::Notice(notice) => self.node.handle_notice(notice, now),
+        }
+        self.drain(now);
+    }
+
+    fn handle_command(&mut self, command: Command, reply: oneshot::Sender<Reply>) {
+        let id = CommandId(self.next_command);
+        self.next_command += 1;
+        self.waiting.insert(id, reply);
+        self.node.handle_command(id, command, Instant::now());
+    }
+
+    /// The machine's interfaces changed: tells the node where we can be reached, and mDNS where to speak.
+    fn handle_interfaces(&mut self, interfaces: &[Interface]) {
+        let overlay = &self.overlay;
+        let underlay: Vec<_> = interfaces
+            .iter()
+            .filter(|interface| interface.is_underlay() && interface.index != self.device.index())
+            .cloned()
+            .collect();
+        let mut endpoints = netlink::endpoints(&underlay, self.socket.port(), |address| overlay.contains(address));
+        endpoints.retain(|endpoint| endpoint.is_ipv4() || self.socket.has_ipv6());
+        if let Some(beacon) = &mut self.beacon {
+            beacon.set_interfaces(
+                &underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect::<Vec<_>>(),
+            );
+        }
+        self.node.handle_endpoints(endpoints, Instant::now());
+    }
+
+    /// Carries out everything the node wants.
+    fn drain(&mut self, now: Instant) {
+        if let Some(fib) = self.node.poll_fib(now) {
+            self.fib.store(fib);
+        }
+        while let Some(transmit) = self.node.poll_transmit() {
+            if let Err(error) = self.send(transmit.endpoint, &transmit.bytes) {
+                tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
+                self.counters.count(DropReason::SendFailed);
+            }
+        }
+        while let Some(event) = self.node.poll_event() {
+            self.handle_event(event);
+        }
+    }
+
+    /// Sends outside the overlay only: a tunnel in its own tunnel never ends.
+    fn send(&self, endpoint: SocketAddr, bytes: &[u8]) -> std::io::Result<()> {
+        if self.overlay.contains(endpoint.ip()) {
+            return Err(std::io::Error::other("it is inside the overlay"));
+        }
+        self.socket.try_send(endpoint, bytes)
+    }
+
+    fn handle_event(&mut self, event: Event) {
+        match event {
+            Event::Directory(wish) => self.directory.wish(wish),
+            Event::Deliver(frame) => {
+                if let Err(error) = self.queue.write(&frame) {
+                    tracing::trace!("not delivered: {error}");
+                    self.counters.count(DropReason::TapFailed);
+                }
+            }
+            Event::Reply(id, reply) => {
+                if let Some(waiting) = self.waiting.remove(&id) {
+                    // Who asked may have gone meanwhile.
+                    let _ = waiting.send(self.complete(reply));
+                }
+            }
+            Event::Addresses { ipv4, ipv6, notice, .. } => {
+                let prefix = self.overlay.0.prefix;
+                self.addresses = Some((TapAddresses { ipv4, prefix, ipv6, mtu: self.mtu }, notice));
+            }
+            Event::Persist(records) => self.saver.save(records.iter().map(|record| record.bytes().to_vec()).collect()),
+            Event::PeerChange { name, change, .. } => match change {
+                PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),
+                PeerChange::Gone(reason) => tracing::info!("{name} is gone: {reason}"),
+            },
+        }
+    }
+
+    /// Gives the TAP its addresses, if they are new.
+    async fn set_addresses(&mut self) -> anyhow::Result<()> {
+        let Some((addresses, notice)) = self.addresses.take() else { return Ok(()) };
+        netlink::set_tap_addresses(self.device.name(), &addresses).await?;
+        let because = notice.map(|notice| format!(": {notice}")).unwrap_or_default();
+        let TapAddresses { ipv4, prefix, ipv6, .. } = addresses;
+        tracing::info!("{} has {ipv4}/{} and {ipv6}{because}", self.device.name(), prefix.length());
+        Ok(())
+    }
+
+    /// Adds to a status what the node cannot know.
+    fn complete(&self, reply: Reply) -> Reply {
+        let Reply::Status(mut status) = reply else { return reply };
+        status.device = self.device.name().to_owned();
+        let mut lost = self.lane.counters();
+        lost.add(&self.counters);
+        let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();
+        for (reason, count) in lost.iter() {
+            *drops.entry(reason.name().to_owned()).or_default() += count;
+        }
+        if let Some(heard) = self.beacon.as_ref().map(Beacon::counters) {
+            let named = [("sighting-malformed", heard.malformed), ("sighting-lost", heard.lost)];
+            drops.extend(
+                named.into_iter().filter(|(_, count)| *count > 0).map(|(name, count)| (name.to_owned(), count)),
+            );
+        }
+        status.drops = drops.into_iter().collect();
+        Reply::Status(status)
+    }
+}
+
+/// The addresses inside our network.
+struct Overlay(NetworkConfig);
+
+impl Overlay {
+    fn contains(&self, address: IpAddr) -> bool {
+        match address.to_canonical() {
+            IpAddr::V4(address) => self.0.prefix.contains(address),
+            IpAddr::V6(address) => address.segments()[..4] == ula_prefix(&self.0.id()).segments()[..4],
+        }
+    }
+}
+
+fn for_beacon(interface: Interface, overlay: &Overlay) -> BeaconInterface {
+    let Interface { index, name, mut addresses, .. } = interface;
+    addresses.retain(|address| !overlay.contains(*address));
+    BeaconInterface { index, name, addresses }
+}
+
+/// Starts the directory's thread.
+fn start_directory(
+    _config: &UpConfig,
+    _port: u16,
+) -> anyhow::Result<(mpsc::Sender<dht::Command>, mpsc::Receiver<dht::Event>)> {
+    let (commands, mut receiver) = mpsc::channel(64);
+    let (sender, events) = mpsc::channel(64);
+    tokio::spawn(async move {
+        let _sender: mpsc::Sender<dht::Event> = sender;
+        while let Some(command) = receiver.recv().await {
+            let _: dht::Command = command;
+        }
+    });
+    Ok((commands, events))
+}
+
+/// The way to the directory's thread.
+struct Directory {
+    sender: mpsc::Sender<dht::Command>,
+    /// What there was no room for yet.
+    wishes: VecDeque<dht::Command>,
+}
+
+impl Directory {
+    /// Hands a wish on, or keeps it until there is room. Of our record and of our endpoints only the last one counts.
+    fn wish(&mut self, wish: dht::Command) {
+        let wish = if self.wishes.is_empty() {
+            match self.sender.try_send(wish) {
+                Ok(()) => return,
+                Err(mpsc::error::TrySendError::Full(wish) | mpsc::error::TrySendError::Closed(wish)) => wish,
+            }
+        } else {
+            wish
+        };
+        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_)) {
+            let kind = std::mem::discriminant(&wish);
+            self.wishes.retain(|other| std::mem::discriminant(other) != kind);
+        } else if self.wishes.len() >= WISHES {
+            tracing::debug!("the directory is too busy for {wish:?}");
+            return;
+        }
+        self.wishes.push_back(wish);
+    }
+
+    /// Waits until a wish that was kept could be handed on. Cancel-safe.
+    async fn has_room(&mut self) {
+        if self.wishes.is_empty() {
+            return std::future::pending().await;
+        }
+        match self.sender.reserve().await {
+            Ok(permit) => {
+                if let Some(wish) = self.wishes.pop_front() {
+                    permit.send(wish);
+                }
+            }
+            // The loop notices by the other channel that the directory has stopped.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
+/// Writes the known records to disk, off this thread and one write at a time: a disk may take its time.
+struct Saver {
+    folder: PathBuf,
+    wanted: Option<Vec<Vec<u8>>>,
+    running: Option<JoinHandle<anyhow::Result<()>>>,
+}
+
+impl Saver {
+    fn save(&mut self, records: Vec<Vec<u8>>) {
+        self.wanted = Some(records);
+        self.start();
+    }
+
+    fn start(&mut self) {
+        if self.running.is_none()
+            && let Some(records) = self.wanted.take()
+        {
+            let folder = self.folder.clone();
+            self.running = Some(tokio::task::spawn_blocking(move || store::save_records(&folder, &records)));
+        }
+    }
+
+    /// Waits for the write under way and begins the next. Cancel-safe.
+    async fn written(&mut self) {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        match running.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!("the known members are not kept: {error:#}"),
+            Err(error) => tracing::warn!("the known members are not kept: {error}"),
+        }
+        self.running = None;
+        self.start();
+    }
+}
+
+/// The signals that concern us.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    /// Only kept so that SIGHUP does not kill us: a node outlives the terminal it was started from.
+    _hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+            _hangup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// Waits for a signal to stop, and says which. Cancel-safe.
+    async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+/// Randomness of the operating system.
+fn seed() -> anyhow::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the system has no randomness: {error}"))?;
+    Ok(seed)
+}
+
+/// Unix seconds. A clock before 1970 is as wrong as any; certificates will say so.
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
