@@ -205,6 +205,14 @@ impl Shard {
         outcome
     }
 
+    /// Takes note of a valid record that came another way: an older one of the same member makes place for it, under
+    /// every key that it still claims. So an address that a member gave up is free in every shard that gossip reaches.
+    pub fn supersede(&mut self, record: &Arc<Verified<Record>>) {
+        if self.held.get(&record.peer()).is_some_and(|held| held.record.sequence < record.sequence) {
+            self.replace(record);
+        }
+    }
+
     /// The record under `key`; perhaps expired, if [`Shard::expire`] was not called.
     pub fn get(&self, key: &[u8]) -> Option<&Arc<Verified<Record>>> {
         let key = DirectoryKey::try_from(key).ok()?;
@@ -297,7 +305,7 @@ impl Shard {
         if accepted == Accepted::Newer {
             self.replace(&record);
         }
-        if !self.keys.get(&key).is_some_and(|entry| entry.peer == peer) {
+        if self.keys.get(&key).is_none_or(|entry| entry.peer != peer) {
             self.remove_key(&key);
             let more_bytes = if self.held.contains_key(&peer) { 0 } else { record.bytes().len() };
             self.make_room(self.rank(&key, &peer), more_bytes)?;
@@ -614,6 +622,22 @@ mod tests {
         assert_eq!(shard.get(&ip_key(&old)), None, "the old address is nobody's");
         assert_eq!(shard.len(), 3, "name and IPv6 moved on to the new record");
         assert!(shard.iter().all(|(_, record)| record.sequence == 2));
+    }
+
+    #[test]
+    fn a_newer_record_heard_of_elsewhere_frees_the_old_address_too() {
+        let mut shard = shard(Limits::default());
+        let old = signed(1, 2);
+        put_all(&mut shard, &old);
+        let key = member(1);
+        let claim = Ipv4Claim { address: Ipv4Addr::new(10, 64, 99, 99), fixed: true };
+        shard.supersede(&Arc::new(sign(&key, Record { ipv4: claim, ..record(&key, 1) })));
+        assert_eq!(shard.len(), 4, "an older one changes nothing");
+        shard.supersede(&Arc::new(sign(&key, Record { ipv4: claim, ..record(&key, 3) })));
+        assert_eq!(shard.get(&ip_key(&old)), None);
+        assert!(shard.len() == 3 && shard.iter().all(|(_, record)| record.sequence == 3));
+        shard.supersede(&Arc::new(signed(2, 1)));
+        assert_eq!(shard.members().count(), 1, "a member that is not held stays so");
     }
 
     #[test]
