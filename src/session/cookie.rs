@@ -163,3 +163,108 @@ fn reply_key(cookie_key: &[u8; 32], nonce: &[u8]) -> LessSafeKey {
 fn zero_nonce() -> Nonce {
     Nonce::assume_unique_for_key([0; 12])
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::handshake::Initiator;
+    use super::super::handshake::tests::{initiate, member, start};
+    use super::*;
+
+    fn endpoint(text: &str) -> SocketAddr {
+        text.parse().expect("an endpoint")
+    }
+
+    /// An initiation of `a` to `b` with the cookie that `cookies` gives to `source`.
+    fn proved(a: &Local, b: &Local, cookies: &mut Cookies, source: SocketAddr, now: Instant) -> Vec<u8> {
+        let (initiator, initiation) = initiate(a, b, b"");
+        let reply = cookies.reply(b, &initiation, source, now).expect("a reply");
+        let mut jar = CookieJar::default();
+        jar.open(a, &b.public(), &initiator.last_mac1(), &reply, now).expect("a sound reply");
+        Initiator::new(a, &b.public(), 8, b"", jar.cookie(now), [5; 32]).expect("an initiation").1
+    }
+
+    #[test]
+    fn a_cookie_proves_the_endpoint_that_it_was_sent_to_and_no_other() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut cookies = Cookies::new([1; 32], now);
+        let source = endpoint("192.0.2.1:4747");
+        let proved = proved(&a, &b, &mut cookies, source, now);
+        assert!(cookies.check(&proved, source, now));
+        assert!(cookies.check(&proved, endpoint("[::ffff:192.0.2.1]:4747"), now), "the same, on a dual-stack socket");
+        for other in ["192.0.2.2:4747", "192.0.2.1:4748", "[2001:db8::1]:4747"] {
+            assert!(!cookies.check(&proved, endpoint(other), now), "{other}");
+        }
+        assert!(!Cookies::new([2; 32], now).check(&proved, source, now), "of another responder");
+        assert!(!cookies.check(&initiate(&a, &b, b"").1, source, now), "no mac2 at all");
+        let mut changed = proved;
+        changed[100] ^= 1;
+        assert!(!cookies.check(&changed, source, now), "mac2 covers every byte before it");
+    }
+
+    #[test]
+    fn the_secret_changes_and_the_one_before_is_honoured_for_one_more_period() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut cookies = Cookies::new([1; 32], now);
+        let source = endpoint("192.0.2.1:4747");
+        let end = now + COOKIE_LIFETIME;
+        let tick = Duration::from_millis(1);
+        let proved = proved(&a, &b, &mut cookies, source, end - tick);
+        assert!(cookies.check(&proved, source, end - tick));
+        assert!(cookies.check(&proved, source, end + COOKIE_LIFETIME - tick));
+        assert!(!cookies.check(&proved, source, end + COOKIE_LIFETIME));
+    }
+
+    #[test]
+    fn a_cookie_is_used_for_its_lifetime_and_no_longer() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut jar = CookieJar::default();
+        assert_eq!(jar.cookie(now), None);
+        let (initiator, initiation) = initiate(&a, &b, b"");
+        let reply = Cookies::new([1; 32], now).reply(&b, &initiation, endpoint("192.0.2.1:1"), now).expect("a reply");
+        jar.open(&a, &b.public(), &initiator.last_mac1(), &reply, now).expect("a sound reply");
+        assert!(jar.cookie(now + COOKIE_LIFETIME - Duration::from_millis(1)).is_some());
+        assert_eq!(jar.cookie(now + COOKIE_LIFETIME), None);
+    }
+
+    #[test]
+    fn a_forged_or_misdirected_reply_leaves_the_jar_as_it_was() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let (initiator, initiation) = initiate(&a, &b, b"");
+        let mac1 = initiator.last_mac1();
+        let reply = Cookies::new([1; 32], now).reply(&b, &initiation, endpoint("192.0.2.1:1"), now).expect("a reply");
+        let mut jar = CookieJar::default();
+        for at in 0..reply.len() {
+            // The index only finds the initiation; the seal is bound to its mac1.
+            if !(4..8).contains(&at) {
+                let mut changed = reply.clone();
+                changed[at] ^= 1;
+                assert!(jar.open(&a, &b.public(), &mac1, &changed, now).is_err(), "byte {at}");
+            }
+            assert!(jar.open(&a, &b.public(), &mac1, &reply[..at], now).is_err(), "length {at}");
+        }
+        let stranger = member(1, 8, true);
+        for (local, remote, mac1) in
+            [(&stranger, b.public(), mac1), (&a, a.public(), mac1), (&a, b.public(), [0; MAC_LEN])]
+        {
+            assert_eq!(jar.open(local, &remote, &mac1, &reply, now), Err(HandshakeError::Decrypt));
+        }
+        assert_eq!(jar.cookie(now), None);
+        assert_eq!(super::super::handshake::receiver_index(&reply), Some(7));
+        assert_eq!(jar.open(&a, &b.public(), &mac1, &reply, now), Ok(()));
+    }
+
+    #[test]
+    fn no_two_replies_share_a_nonce_and_none_is_larger_than_what_it_answers() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let initiation = initiate(&a, &b, b"").1;
+        let mut cookies = Cookies::new([1; 32], now);
+        let mut nonces = std::collections::BTreeSet::new();
+        for _ in 0..1000 {
+            let reply = cookies.reply(&b, &initiation, endpoint("192.0.2.1:1"), now).expect("a reply");
+            assert_eq!(reply.len(), COOKIE_REPLY_LEN);
+            assert!(nonces.insert(reply[NONCE_AT..NONCE_AT + NONCE_LEN].to_vec()));
+        }
+        const { assert!(COOKIE_REPLY_LEN <= super::super::handshake::MAX_HANDSHAKE / 19) };
+        assert_eq!(cookies.reply(&b, b"no initiation", endpoint("192.0.2.1:1"), now), None);
+    }
+}

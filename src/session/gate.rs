@@ -172,3 +172,183 @@ impl Sources {
         self.by_source.remove(&source);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4};
+
+    use proptest::prelude::*;
+    use rand_chacha::ChaCha20Rng;
+    use rand_core::{Rng, SeedableRng};
+
+    use super::super::cookie::{COOKIE_REPLY_LEN, CookieJar};
+    use super::super::crypto::tests::DH_WORK;
+    use super::super::handshake::tests::{initiate, member, start};
+    use super::super::handshake::{Initiator, Responder};
+    use super::*;
+
+    const FLOOD: usize = 100_000;
+
+    fn v4(bits: u32) -> SocketAddr {
+        SocketAddrV4::new(Ipv4Addr::from_bits(bits), 4747).into()
+    }
+
+    /// Brings `gate` under load with initiations from many addresses.
+    fn press(gate: &mut Gate, local: &Local, initiation: &[u8], now: Instant) {
+        for n in 0..2 * LOAD_PER_SECOND {
+            gate.admit(local, initiation, v4(0x0a00_0000 + n), now);
+        }
+        assert!(gate.is_under_load(now));
+    }
+
+    #[test]
+    fn without_load_an_initiation_needs_no_cookie() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        assert_eq!(gate.admit(&b, &initiation, v4(1), now), Admission::Accept);
+        assert_eq!((gate.sources(), gate.is_under_load(now)), (1, false));
+    }
+
+    #[test]
+    fn under_load_a_member_passes_with_the_cookie_it_was_given_and_only_from_where_it_got_it() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let (initiator, initiation) = initiate(&a, &b, b"");
+        press(&mut gate, &b, &initiation, now);
+        let home = v4(0xc000_0201);
+        let Admission::Cookie(reply) = gate.admit(&b, &initiation, home, now) else {
+            panic!("under load every address has to be proved");
+        };
+        let mut jar = CookieJar::default();
+        jar.open(&a, &b.public(), &initiator.last_mac1(), &reply, now).expect("a sound reply");
+        let (mut initiator, again) =
+            Initiator::new(&a, &b.public(), 8, b"again", jar.cookie(now), [5; 32]).expect("an initiation");
+        assert!(matches!(gate.admit(&b, &again, v4(0xc000_0202), now), Admission::Cookie(_)));
+        assert_eq!(gate.admit(&b, &again, home, now), Admission::Accept);
+        let responder = Responder::read(&b, &again, [6; 32]).expect("a sound initiation");
+        let (_, response) = responder.respond(9, b"", now).expect("a response");
+        assert!(initiator.read_response(&response, now).is_ok());
+    }
+
+    #[test]
+    fn load_ends_a_second_after_the_flood() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        press(&mut gate, &b, &initiation, now);
+        assert!(gate.is_under_load(now + Duration::from_millis(990)));
+        assert!(!gate.is_under_load(now + Duration::from_millis(1010)));
+    }
+
+    #[test]
+    fn a_steady_rate_below_the_threshold_is_no_load() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        for n in 0..10 * LOAD_PER_SECOND {
+            let then = now + Duration::from_secs(10) * n / (10 * LOAD_PER_SECOND);
+            assert_eq!(gate.admit(&b, &initiation, v4(n), then), Admission::Accept);
+        }
+    }
+
+    #[test]
+    fn a_flood_without_the_networks_secret_does_no_diffie_hellman_and_leaves_no_trace() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let mut initiation = initiate(&a, &b, b"").1;
+        let mut rng = ChaCha20Rng::from_seed([7; 32]);
+        let before = DH_WORK.get();
+        for n in 0..FLOOD {
+            rng.fill_bytes(&mut initiation[1200..]);
+            let admission = gate.admit(&b, &initiation, v4(n as u32), now);
+            assert_eq!(admission, Admission::Drop(DropReason::HandshakeMac));
+        }
+        assert_eq!((DH_WORK.get(), gate.sources(), gate.is_under_load(now)), (before, 0, false));
+    }
+
+    #[test]
+    fn a_recorded_initiation_from_invented_addresses_meets_cookies_and_a_bounded_table() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        let mut rng = ChaCha20Rng::from_seed([7; 32]);
+        let (before, mut accepted, mut bytes_out) = (DH_WORK.get(), 0, 0);
+        for n in 0..FLOOD {
+            let then = now + Duration::from_secs(1).mul_f64(n as f64 / FLOOD as f64);
+            match gate.admit(&b, &initiation, v4(rng.next_u32()), then) {
+                Admission::Accept => accepted += 1,
+                Admission::Cookie(reply) => bytes_out += reply.len(),
+                Admission::Drop(reason) => panic!("dropped: {reason:?}"),
+            }
+        }
+        assert!(accepted <= LOAD_PER_SECOND + 1, "{accepted}");
+        assert_eq!(bytes_out, (FLOOD - accepted as usize) * COOKIE_REPLY_LEN);
+        assert!(gate.sources() <= accepted as usize);
+        assert_eq!(DH_WORK.get(), before);
+    }
+
+    #[test]
+    fn one_source_that_sends_too_much_is_slowed_and_nobody_else() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        for _ in 0..SOURCE_BURST {
+            assert_eq!(gate.admit(&b, &initiation, v4(1), now), Admission::Accept);
+        }
+        assert_eq!(gate.admit(&b, &initiation, v4(1), now), Admission::Drop(DropReason::HandshakeRate));
+        assert_eq!(gate.admit(&b, &initiation, v4(2), now), Admission::Accept);
+        let later = now + SOURCE_INTERVAL;
+        assert_eq!(gate.admit(&b, &initiation, v4(1), later), Admission::Accept);
+        assert_eq!(gate.admit(&b, &initiation, v4(1), later), Admission::Drop(DropReason::HandshakeRate));
+    }
+
+    #[test]
+    fn sources_are_forgotten_when_they_are_silent_and_never_more_than_the_bound() {
+        let now = start();
+        let mut sources = Sources::default();
+        let busy = Source::V4(u32::MAX);
+        for _ in 0..SOURCE_BURST {
+            assert!(sources.admit(busy, now));
+        }
+        for n in 0..FLOOD as u32 {
+            assert!(sources.admit(Source::V4(n), now));
+            assert!(sources.by_source.len() <= MAX_SOURCES && sources.by_source.len() == sources.by_done.len());
+        }
+        assert!(!sources.admit(busy, now), "the busiest is the last to be forgotten");
+        assert!(sources.admit(Source::V4(0), now + Duration::from_secs(3)));
+        assert_eq!(sources.by_source.len(), 1);
+    }
+
+    #[test]
+    fn a_whole_ipv6_network_is_one_source_but_link_local_neighbours_are_many() {
+        let source = |text: &str| Source::of(IpAddr::V6(text.parse::<Ipv6Addr>().expect("an address")));
+        assert_eq!(source("2001:db8:0:1::1"), source("2001:db8:0:1:ffff::2"));
+        assert_ne!(source("2001:db8:0:1::1"), source("2001:db8:0:2::1"));
+        assert_ne!(source("fe80::1"), source("fe80::2"));
+        assert_eq!(source("::ffff:192.0.2.1"), Source::V4(0xc000_0201));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_no_more_goes_out_than_came_in(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..1400),
+            genuine: bool, loaded: bool, source: u32,
+        ) {
+            let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+            let mut gate = Gate::new([1; 32], now);
+            let initiation = initiate(&a, &b, b"").1;
+            if loaded {
+                press(&mut gate, &b, &initiation, now);
+            }
+            if genuine {
+                bytes = initiation;
+            }
+            match gate.admit(&b, &bytes, v4(source), now) {
+                Admission::Cookie(reply) => prop_assert!(genuine && loaded && reply.len() <= bytes.len()),
+                Admission::Accept => prop_assert!(genuine && !loaded),
+                Admission::Drop(_) => prop_assert!(!genuine),
+            }
+        }
+    }
+}

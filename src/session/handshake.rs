@@ -171,6 +171,7 @@ pub struct Initiator {
     noise: HandshakeState,
     index: u32,
     mac1: [u8; MAC_LEN],
+    has_cookie: bool,
     /// Keys the mac1 of answers to us.
     mac1_key: Zeroizing<[u8; 32]>,
     hardware_aes: bool,
@@ -210,7 +211,7 @@ impl Initiator {
             datagram[MAC2_AT..].copy_from_slice(&mac2);
         }
         let (mac1_key, hardware_aes) = (local.mac1_key.clone(), local.hardware_aes);
-        Ok((Self { noise, index, mac1, mac1_key, hardware_aes }, datagram))
+        Ok((Self { noise, index, mac1, has_cookie: cookie.is_some(), mac1_key, hardware_aes }, datagram))
     }
 
     /// Our index, by which the answer finds this state.
@@ -221,6 +222,12 @@ impl Initiator {
     /// The initiation's mac1: what a cookie in answer to it is bound to.
     pub fn last_mac1(&self) -> [u8; 16] {
         self.mac1
+    }
+
+    /// Whether the initiation carries a cookie. A cookie in answer to one that does is for another path of ours, and is
+    /// to be kept for the next try, not to begin anew at once: two paths would keep each other from ever being answered.
+    pub fn has_cookie(&self) -> bool {
+        self.has_cookie
     }
 
     /// Reads the response and ends the handshake: the session, and the responder's payload. A datagram that is refused
@@ -472,41 +479,373 @@ fn cookie_key(network: &[u8; 32], responder: &NoisePublic) -> Zeroizing<[u8; 32]
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::time::Duration;
+
+    use proptest::prelude::*;
+
+    use super::super::crypto::tests::DH_WORK;
+    use super::super::transport::OpenError;
     use super::*;
+    use crate::identity::SigningKey;
 
     #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
-    fn start() -> Instant {
+    pub(in crate::session) fn start() -> Instant {
         Instant::now()
     }
 
-    const SECRET: [u8; 32] = [9; 32];
+    /// Member number `n` of the network number `network`.
+    pub(in crate::session) fn member(n: u8, network: u8, hardware_aes: bool) -> Local {
+        let noise = SigningKey::from_seed(&[n; 32]).noise_secret();
+        Local::new(&noise, &NetworkSecret::new([network; 32]), hardware_aes)
+    }
 
-    fn local(n: u8, hardware_aes: bool) -> Local {
-        let noise = crate::identity::SigningKey::from_seed(&[n; 32]).noise_secret();
-        Local::new(&noise, &NetworkSecret::new(SECRET), hardware_aes)
+    fn alice() -> Local {
+        member(1, 9, true)
+    }
+
+    fn bob() -> Local {
+        member(2, 9, true)
+    }
+
+    pub(in crate::session) fn initiate(from: &Local, to: &Local, payload: &[u8]) -> (Initiator, Vec<u8>) {
+        Initiator::new(from, &to.public(), 7, payload, None, [3; 32]).expect("an initiation")
+    }
+
+    /// Makes mac1 fit again, as a member can who changes a datagram on its way to `to`.
+    fn with_mac1_for(to: &Local, mut datagram: Vec<u8>) -> Vec<u8> {
+        let at = if DatagramKind::of(&datagram) == Some(DatagramKind::Response) {
+            datagram.len() - MAC_LEN
+        } else {
+            MAC1_AT
+        };
+        let mac1 = mac(&*to.mac1_key, &[&datagram[..at]]);
+        datagram[at..at + MAC_LEN].copy_from_slice(&mac1);
+        datagram
+    }
+
+    /// An initiation with `inside` where offer and payload belong.
+    fn initiation_with(from: &Local, to: &Local, inside: &[u8]) -> Vec<u8> {
+        let mut datagram = vec![0; MAX_HANDSHAKE];
+        datagram[0] = 1;
+        datagram[4..8].copy_from_slice(&7u32.to_be_bytes());
+        let noise = from.builder([3; 32]).remote_public_key(&to.public.0).and_then(Builder::build_initiator);
+        noise.expect("a state").write_message(inside, &mut datagram[INITIATION_HEAD..MAC1_AT]).expect("room");
+        with_mac1_for(to, datagram)
+    }
+
+    fn carries(from: &Transport, to: &Transport, now: Instant) -> Result<usize, OpenError> {
+        let mut datagram = [0; 16 + 5 + 16];
+        from.seal_in_place(from.reserve(1, now).expect("a counter"), &mut datagram);
+        to.open_in_place(&mut datagram, now)
     }
 
     #[test]
     fn two_members_agree_on_keys_and_on_the_cipher_that_both_have_in_hardware() {
         let now = start();
         for (ours, theirs) in [(false, false), (false, true), (true, false), (true, true)] {
-            let (a, b) = (local(1, ours), local(2, theirs));
-            let (mut initiator, initiation) =
-                Initiator::new(&a, &b.public(), 7, b"from a", None, [3; 32]).expect("an initiation");
+            let (a, b) = (member(1, 9, ours), member(2, 9, theirs));
+            let (mut initiator, initiation) = initiate(&a, &b, b"from a");
+            assert_eq!((check_mac1(&b, &initiation), receiver_index(&initiation)), (Ok(()), None));
             let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
             assert_eq!((responder.remote(), responder.payload()), (a.public(), &b"from a"[..]));
+            assert_eq!(responder.remote_index(), initiator.index());
             let (at_b, response) = responder.respond(8, b"from b", now).expect("a response");
-            assert_eq!(receiver_index(&response), Some(7));
+            assert_eq!((check_mac1(&a, &response), receiver_index(&response)), (Ok(()), Some(7)));
             let (at_a, payload) = initiator.read_response(&response, now).expect("a sound response");
             assert_eq!(payload, b"from b");
             let cipher = if ours && theirs { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 };
             assert_eq!((at_a.cipher(), at_b.cipher()), (cipher, cipher));
-            for (from, to) in [(&at_a, &at_b), (&at_b, &at_a)] {
-                let mut datagram = [0; 16 + 5 + 16];
-                from.seal_in_place(from.reserve(1, now).expect("a counter"), &mut datagram);
-                assert_eq!(to.open_in_place(&mut datagram, now), Ok(5));
+            assert_eq!((at_a.local(), at_b.local()), (7, 8));
+            assert!(at_a.is_initiator() && !at_b.is_initiator() && !at_b.is_confirmed());
+            assert_eq!((carries(&at_a, &at_b, now), carries(&at_b, &at_a, now)), (Ok(5), Ok(5)));
+        }
+    }
+
+    #[test]
+    fn a_stranger_or_a_datagram_for_another_is_refused_without_any_diffie_hellman() {
+        let (a, b, carol, stranger) = (alice(), bob(), member(3, 9, true), member(1, 8, true));
+        let from_stranger = initiate(&stranger, &b, b"").1;
+        let for_carol = initiate(&a, &carol, b"").1;
+        let before = DH_WORK.get();
+        for datagram in [from_stranger, for_carol] {
+            assert_eq!(check_mac1(&b, &datagram), Err(HandshakeError::Mac));
+            assert_eq!(Responder::read(&b, &datagram, [4; 32]).err(), Some(HandshakeError::Mac));
+        }
+        assert_eq!(DH_WORK.get(), before);
+        assert_eq!(HandshakeError::Mac.drop_reason(), DropReason::HandshakeMac);
+    }
+
+    #[test]
+    fn without_the_pre_shared_key_there_is_no_session_even_with_every_other_key() {
+        let (a, mut b) = (alice(), bob());
+        b.psk = Zeroizing::new([0; 32]);
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("the secret enters with the second message");
+        let (_, response) = responder.respond(8, b"", start()).expect("a response");
+        assert_eq!(initiator.read_response(&response, start()).err(), Some(HandshakeError::Decrypt));
+    }
+
+    #[test]
+    fn an_answer_by_somebody_else_is_refused() {
+        let (a, b) = (alice(), bob());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let mut mallory = member(3, 9, true);
+        mallory.mac1_key = b.mac1_key.clone();
+        assert_eq!(Responder::read(&mallory, &initiation, [4; 32]).err(), Some(HandshakeError::Decrypt));
+        let (_, for_mallory) = initiate(&a, &member(3, 9, true), b"");
+        let responder = Responder::read(&member(3, 9, true), &for_mallory, [4; 32]).expect("a sound initiation");
+        let (_, response) = responder.respond(8, b"", start()).expect("a response");
+        assert_eq!(initiator.read_response(&response, start()).err(), Some(HandshakeError::Decrypt));
+    }
+
+    #[test]
+    fn no_byte_of_an_initiation_can_be_changed_not_even_by_a_member() {
+        let (a, b) = (alice(), bob());
+        let initiation = initiate(&a, &b, b"genuine").1;
+        for at in 0..MAC2_AT {
+            let mut changed = initiation.clone();
+            changed[at] ^= 0x10;
+            let error = if at < 4 { HandshakeError::Malformed } else { HandshakeError::Mac };
+            assert_eq!(Responder::read(&b, &changed, [4; 32]).err(), Some(error), "byte {at}");
+            if at < MAC1_AT {
+                let by_a_member = Responder::read(&b, &with_mac1_for(&b, changed), [4; 32]);
+                assert!(by_a_member.is_err(), "byte {at}");
             }
+        }
+        assert_eq!(Responder::read(&b, &initiation, [4; 32]).expect("genuine").payload(), b"genuine");
+    }
+
+    #[test]
+    fn no_byte_of_a_response_can_be_changed_and_the_genuine_one_still_works_afterwards() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let (at_b, response) = responder.respond(8, b"genuine", now).expect("a response");
+        for at in 0..response.len() {
+            let mut changed = response.clone();
+            changed[at] ^= 0x10;
+            assert!(initiator.read_response(&changed, now).is_err(), "byte {at}");
+            let head = at < 8;
+            if !head && at < response.len() - MAC_LEN && !(8..12).contains(&at) {
+                let changed = with_mac1_for(&a, changed);
+                assert_eq!(initiator.read_response(&changed, now).err(), Some(HandshakeError::Decrypt), "byte {at}");
+            }
+        }
+        let (at_a, payload) = initiator.read_response(&response, now).expect("the genuine one");
+        assert_eq!((payload, carries(&at_a, &at_b, now)), (b"genuine".to_vec(), Ok(5)));
+        assert_eq!(initiator.read_response(&response, now).err(), Some(HandshakeError::Ended));
+    }
+
+    #[test]
+    fn a_member_in_the_middle_cannot_swap_the_responders_index() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let (_, mut response) = responder.respond(8, b"", now).expect("a response");
+        response[11] ^= 1;
+        let response = with_mac1_for(&a, response);
+        assert_eq!(initiator.read_response(&response, now).err(), Some(HandshakeError::Malformed));
+    }
+
+    #[test]
+    fn datagrams_of_another_length_kind_or_flags_are_malformed() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        for len in (0..MAX_HANDSHAKE).chain([MAX_HANDSHAKE + 1, 65_507]) {
+            let mut cut = initiation.clone();
+            cut.resize(len, 0);
+            assert_eq!(Responder::read(&b, &cut, [4; 32]).err(), Some(HandshakeError::Malformed));
+            cut.iter_mut().take(1).for_each(|kind| *kind = 2);
+            assert!(initiator.read_response(&cut, now).is_err() && check_mac1(&a, &cut).is_err());
+        }
+        assert_eq!(receiver_index(&[2; RESPONSE_MIN - 1]), None);
+    }
+
+    #[test]
+    fn an_offer_has_one_encoding_only() {
+        let (a, b) = (alice(), bob());
+        let sound = Offer { aes: true, index: 7 }.before(b"payload", MAX_PAYLOAD).expect("it fits").to_vec();
+        assert!(Responder::read(&b, &initiation_with(&a, &b, &sound), [4; 32]).is_ok());
+        let long = (MAX_PAYLOAD as u16 + 1).to_be_bytes();
+        for (at, value, error) in [
+            (0, 2, HandshakeError::Version(2)),
+            (1, 2, HandshakeError::Malformed),
+            (2, long[0], HandshakeError::Malformed),
+            (3, 6, HandshakeError::Malformed),
+            (7, 8, HandshakeError::Malformed),
+            (OFFER_LEN + 7, 1, HandshakeError::Malformed),
+            (sound.len() - 1, 1, HandshakeError::Malformed),
+        ] {
+            let mut inside = sound.clone();
+            inside[at] = value;
+            if at == 2 {
+                inside[3] = long[1];
+            }
+            let read = Responder::read(&b, &initiation_with(&a, &b, &inside), [4; 32]);
+            assert_eq!(read.err(), Some(error), "byte {at}");
+        }
+    }
+
+    /// A replay is the node's to detect, by the stamp in the payload: here it decrypts. But nobody can use the answer, and
+    /// it is another session.
+    #[test]
+    fn a_replayed_initiation_decrypts_and_leads_to_keys_that_the_replayer_lacks() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"stamp");
+        let first = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let again = Responder::read(&b, &initiation, [5; 32]).expect("a replay");
+        assert_eq!((first.ephemeral(), first.payload()), (again.ephemeral(), again.payload()));
+        let (at_b, response) = first.respond(8, b"", now).expect("a response");
+        let (at_b_again, _) = again.respond(9, b"", now).expect("a response");
+        let (at_a, _) = initiator.read_response(&response, now).expect("a sound response");
+        assert_eq!(carries(&at_a, &at_b_again, now), Err(OpenError::BadTag));
+        assert_eq!(carries(&at_a, &at_b, now), Ok(5));
+    }
+
+    #[test]
+    fn a_response_to_another_handshake_is_refused() {
+        let (a, b, now) = (alice(), bob(), start());
+        let initiation = initiate(&a, &b, b"").1;
+        let (mut other, _) = Initiator::new(&a, &b.public(), 6, b"", None, [5; 32]).expect("an initiation");
+        let (mut same_index, _) = Initiator::new(&a, &b.public(), 7, b"", None, [6; 32]).expect("an initiation");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let (_, response) = responder.respond(8, b"", now).expect("a response");
+        assert_eq!(other.read_response(&response, now).err(), Some(HandshakeError::Index(7)));
+        assert_eq!(same_index.read_response(&response, now).err(), Some(HandshakeError::Decrypt));
+    }
+
+    #[test]
+    fn keys_of_small_order_are_refused_on_both_sides() {
+        let (a, b) = (alice(), bob());
+        let zero = Initiator::new(&a, &NoisePublic([0; 32]), 7, b"", None, [3; 32]);
+        assert_eq!(zero.err(), Some(HandshakeError::RemoteKey));
+        let mut initiation = initiate(&a, &b, b"").1;
+        initiation[INITIATION_HEAD..INITIATION_HEAD + KEY_LEN].fill(0);
+        let read = Responder::read(&b, &with_mac1_for(&b, initiation), [4; 32]);
+        assert_eq!(read.err(), Some(HandshakeError::Decrypt));
+    }
+
+    #[test]
+    fn no_response_is_larger_than_its_initiation_whatever_the_payloads() {
+        let (a, b, now) = (alice(), bob(), start());
+        const { assert!(MAX_PAYLOAD >= 1024 + 24, "a record and a stamp fit") };
+        for size in (0..MAX_PAYLOAD).step_by(37).chain([1024 + 24, MAX_PAYLOAD]) {
+            let payload = vec![0xa5; size];
+            let (mut initiator, initiation) = initiate(&a, &b, &payload[..size / 2]);
+            let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+            let (_, response) = responder.respond(8, &payload, now).expect("a response");
+            assert_eq!(initiation.len(), MAX_HANDSHAKE);
+            assert!(response.len() <= initiation.len(), "{size}");
+            assert_eq!(initiator.read_response(&response, now).expect("sound").1, payload);
+        }
+    }
+
+    #[test]
+    fn a_payload_that_does_not_fit_is_refused_before_any_work() {
+        let (a, b) = (alice(), bob());
+        for size in [MAX_PAYLOAD + 1, 70_000] {
+            let payload = vec![0; size];
+            let made = Initiator::new(&a, &b.public(), 7, &payload, None, [3; 32]);
+            assert_eq!(made.err(), Some(HandshakeError::TooLong(size)));
+            let responder = Responder::read(&b, &initiate(&a, &b, b"").1, [4; 32]).expect("a sound initiation");
+            let answer = responder.respond(8, &payload, start());
+            assert_eq!(answer.err(), Some(HandshakeError::TooLong(size)));
+        }
+    }
+
+    /// Forward secrecy: whoever records everything and later gets *both* static keys and the network's secret can
+    /// rebuild either side, but for the ephemeral keys; what it rebuilds opens nothing that was recorded.
+    #[test]
+    fn recorded_traffic_stays_closed_when_the_static_keys_leak() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let (at_b, response) = responder.respond(8, b"", now).expect("a response");
+        let (at_a, _) = initiator.read_response(&response, now).expect("a sound response");
+        let mut recorded = [0; 16 + 5 + 16];
+        at_a.seal_in_place(at_a.reserve(1, now).expect("a counter"), &mut recorded);
+
+        let (as_b, _) = Responder::read(&b, &initiation, [99; 32])
+            .expect("the initiation is readable with the responder's key")
+            .respond(8, b"", now)
+            .expect("a response");
+        assert_eq!(as_b.open_in_place(&mut recorded.clone(), now), Err(OpenError::BadTag));
+        let (mut as_a, _) = Initiator::new(&a, &b.public(), 7, b"", None, [98; 32]).expect("an initiation");
+        assert_eq!(as_a.read_response(&response, now).err(), Some(HandshakeError::Decrypt));
+        assert_eq!(at_b.open_in_place(&mut recorded, now), Ok(5));
+    }
+
+    #[test]
+    fn the_same_inputs_give_the_same_datagrams_and_other_seeds_other_ones() {
+        let (a, b) = (alice(), bob());
+        assert_eq!(initiate(&a, &b, b"x").1, initiate(&a, &b, b"x").1);
+        let other = Initiator::new(&a, &b.public(), 7, b"x", None, [77; 32]).expect("an initiation").1;
+        let one = initiate(&a, &b, b"x").1;
+        assert_ne!(one[8..40], other[8..40]);
+        assert_ne!(one[40..88], other[40..88]);
+    }
+
+    #[test]
+    fn a_late_response_still_makes_a_session_that_lives_from_then_on() {
+        let (a, b, now) = (alice(), bob(), start());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        let (_, response) = responder.respond(8, b"", now).expect("a response");
+        let late = now + Duration::from_secs(4);
+        assert_eq!(initiator.read_response(&response, late).expect("sound").0.created(), late);
+    }
+
+    #[test]
+    fn nothing_secret_shows_in_debug_output() {
+        let a = alice();
+        let (initiator, initiation) = initiate(&bob(), &a, b"");
+        let responder = Responder::read(&a, &initiation, [4; 32]).expect("a sound initiation");
+        let text = format!("{a:?} {initiator:?} {responder:?}");
+        assert!(!text.contains("psk") && !text.contains("key"), "{text}");
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn hostile_bytes_never_panic_and_never_pass(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..1400),
+            kind in 0u8..6,
+        ) {
+            let (a, b, now) = (alice(), bob(), start());
+            let (mut initiator, _) = initiate(&a, &b, b"");
+            if bytes.len() >= 8 {
+                bytes[..4].copy_from_slice(&[kind, 0, 0, 0]);
+                bytes[4..8].copy_from_slice(&7u32.to_be_bytes());
+            }
+            let _ = receiver_index(&bytes);
+            for _ in 0..2 {
+                prop_assert!(Responder::read(&b, &bytes, [4; 32]).is_err());
+                prop_assert!(initiator.read_response(&bytes, now).is_err());
+                // The second time as a member would send it: of the right length and with a good mac1.
+                if kind == 2 && bytes.len() >= RESPONSE_MIN {
+                    bytes.truncate(RESPONSE_MAX);
+                    bytes = with_mac1_for(&a, bytes);
+                } else {
+                    bytes.resize(MAX_HANDSHAKE, 0);
+                    bytes[..4].copy_from_slice(&[1, 0, 0, 0]);
+                    bytes = with_mac1_for(&b, bytes);
+                }
+            }
+        }
+
+        #[test]
+        fn any_payload_arrives_as_it_was(
+            ours in proptest::collection::vec(any::<u8>(), 0..=MAX_PAYLOAD),
+            theirs in proptest::collection::vec(any::<u8>(), 0..=MAX_PAYLOAD),
+        ) {
+            let (a, b, now) = (alice(), bob(), start());
+            let (mut initiator, initiation) = initiate(&a, &b, &ours);
+            let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+            prop_assert_eq!(responder.payload(), &ours[..]);
+            let (_, response) = responder.respond(8, &theirs, now).expect("a response");
+            prop_assert_eq!(initiator.read_response(&response, now).expect("a sound response").1, theirs);
         }
     }
 }

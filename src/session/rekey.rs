@@ -74,3 +74,81 @@ pub fn retry_delay(attempt: u32, random: u32) -> Duration {
 pub fn our_initiation_wins(ours: &PeerId, theirs: &PeerId) -> bool {
     ours < theirs
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use zeroize::Zeroizing;
+
+    use super::super::transport::{Cipher, Keys};
+    use super::*;
+
+    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
+    fn start() -> Instant {
+        Instant::now()
+    }
+
+    fn transport(initiator: bool, now: Instant) -> Transport {
+        let key = || Zeroizing::new([1; 32]);
+        let cipher = Cipher::Aes256Gcm;
+        Transport::new(&Keys { send: key(), receive: key(), cipher, local: 1, remote: 2, initiator }, now)
+    }
+
+    #[test]
+    fn a_session_in_use_is_replaced_by_its_initiator_first() {
+        let now = start();
+        for (initiator, after) in [(true, REKEY_AFTER_TIME), (false, REKEY_AFTER_TIME + RESPONDER_GRACE)] {
+            let transport = transport(initiator, now);
+            transport.note_sent(now + Duration::from_secs(1));
+            assert_eq!(replace_at(&transport), Some(now + after));
+            assert!(!is_due(&transport, now + after - Duration::from_millis(1)) && is_due(&transport, now + after));
+            assert!(now + after + GIVE_UP_AFTER < dies_at(&transport), "there is time for every retry");
+        }
+    }
+
+    #[test]
+    fn an_idle_session_is_left_to_die() {
+        let now = start();
+        let transport = transport(true, now);
+        assert_eq!(replace_at(&transport), None);
+        assert!(!is_due(&transport, now + REJECT_AFTER_TIME));
+        assert!(!is_dead(&transport, now + REJECT_AFTER_TIME - Duration::from_millis(1)));
+        assert!(is_dead(&transport, now + REJECT_AFTER_TIME));
+    }
+
+    #[test]
+    fn a_session_is_replaced_and_ends_by_count_too() {
+        let now = start();
+        let transport = transport(false, now);
+        transport.reserve(REKEY_AFTER_MESSAGES - 1, now).expect("counters");
+        assert!(!is_due(&transport, now));
+        transport.reserve(1, now).expect("a counter");
+        assert!(is_due(&transport, now) && !is_dead(&transport, now));
+        transport.reserve(REJECT_AFTER_MESSAGES - REKEY_AFTER_MESSAGES - 1, now).expect("counters");
+        assert!(is_dead(&transport, now));
+        assert_eq!(transport.reserve(1, now), None);
+    }
+
+    #[test]
+    fn retries_double_to_five_seconds_and_end_after_seven() {
+        let delays: Vec<_> = (0..8).map(|attempt| retry_delay(attempt, 0).as_millis()).collect();
+        assert_eq!(delays, [250, 500, 1000, 2000, 4000, 5000, 5000, 5000]);
+        assert!((0..7).map(|attempt| retry_delay(attempt, 0)).sum::<Duration>() < GIVE_UP_AFTER);
+        assert!((0..8).map(|attempt| retry_delay(attempt, 0)).sum::<Duration>() > GIVE_UP_AFTER);
+    }
+
+    proptest! {
+        #[test]
+        fn jitter_adds_a_quarter_at_most(attempt: u32, random: u32) {
+            let (least, delay) = (retry_delay(attempt, 0), retry_delay(attempt, random));
+            prop_assert!(least <= delay && delay <= least + least / 4);
+        }
+
+        #[test]
+        fn of_two_crossing_initiations_exactly_one_wins(one: [u8; 32], other: [u8; 32]) {
+            prop_assume!(one != other);
+            let (one, other) = (PeerId(one), PeerId(other));
+            prop_assert_ne!(our_initiation_wins(&one, &other), our_initiation_wins(&other, &one));
+        }
+    }
+}
