@@ -1,13 +1,12 @@
-//! The forwarder (interface; the body follows).
+//! The forwarder: both halves together, and the facts that they find for the node.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 use crate::identity::PeerId;
-use crate::wire::{Batch, Counters};
 
-use super::fib::Fib;
+pub use super::egress::Egress;
+pub use super::ingress::Ingress;
 
 /// A fact that forwarding found and the node needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,20 +30,6 @@ pub enum Notice {
     },
 }
 
-/// Frames from the TAP, on their way out.
-#[derive(Debug, Default)]
-pub struct Egress {
-    counters: Counters,
-    notices: VecDeque<Notice>,
-}
-
-/// Datagrams from the underlay, on their way in.
-#[derive(Debug, Default)]
-pub struct Ingress {
-    counters: Counters,
-    notices: VecDeque<Notice>,
-}
-
 /// Both halves; the daemon splits it over two threads, netsim keeps it whole.
 #[derive(Debug, Default)]
 pub struct Forwarder {
@@ -54,39 +39,35 @@ pub struct Forwarder {
     pub ingress: Ingress,
 }
 
-impl Egress {
-    /// Judges every slot that is `Pending`: frames read from our TAP. Known unicast is sealed in place (`Send`), floods
-    /// and cut frames append slots (`Done` for the original), ARP and ND requests that the records answer become
-    /// replies (`Deliver`).
-    pub fn handle_frames(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
-        let _ = (fib, batch, now);
+/// Notices that wait for the node. They are taken after each batch, and a batch of hundreds of datagrams is mostly of one
+/// peer; so this bounds nothing but a caller who never asks.
+const MAX_NOTICES: usize = 256;
+
+/// Facts that wait for the node; each at most once.
+#[derive(Debug, Default)]
+pub(super) struct Notices(VecDeque<Notice>);
+
+impl Notices {
+    pub(super) fn has_room(&self) -> bool {
+        self.0.len() < MAX_NOTICES
     }
 
-    /// Facts for the node; drain after each batch.
-    pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
+    pub(super) fn push(&mut self, notice: Notice) {
+        if self.has_room() && !self.0.contains(&notice) {
+            self.0.push_back(notice);
+        }
     }
 
-    /// What was dropped so far.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
-    }
-}
-
-impl Ingress {
-    /// Judges every slot that is `Pending`: datagrams received. Frames for us are opened in place (`Deliver`),
-    /// handshakes and messages go to the node (`Punt`, with `slot.peer` set for messages).
-    pub fn handle_datagrams(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
-        let _ = (fib, batch, now);
+    /// The latest endpoint of a peer that has moved.
+    pub(super) fn push_roamed(&mut self, peer: PeerId, endpoint: SocketAddr) {
+        let same = |notice: &&mut Notice| matches!(notice, Notice::Roamed { peer: other, .. } if *other == peer);
+        match self.0.iter_mut().find(same) {
+            Some(notice) => *notice = Notice::Roamed { peer, endpoint },
+            None => self.push(Notice::Roamed { peer, endpoint }),
+        }
     }
 
-    /// Facts for the node; drain after each batch.
-    pub fn poll_notice(&mut self) -> Option<Notice> {
-        self.notices.pop_front()
-    }
-
-    /// What was dropped so far.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub(super) fn pop(&mut self) -> Option<Notice> {
+        self.0.pop_front()
     }
 }

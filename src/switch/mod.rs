@@ -1,14 +1,24 @@
 //! The switch: what forwarding reads ([`fib`]), what it does ([`forwarder`]), and its helpers.
 //!
-//! A [`Forwarder`] takes a batch of frames from the TAP, or of datagrams from the underlay, and writes a verdict into
-//! every slot. It has no queue, no timer and no error: a drop is a counter with a name, a fact for the node is a
-//! [`Notice`]. What it knows is one immutable [`Fib`], made by the node. The egress half (frames out) and the ingress
-//! half (datagrams in) share nothing, so the daemon gives each its own thread.
+//! A [`Forwarder`] takes a batch of frames from the TAP ([`egress`]), or of datagrams from the underlay ([`ingress`]),
+//! and writes a verdict into every slot. It has no queue, no timer and no error: a drop is a counter with a name, a fact
+//! for the node is a [`Notice`]. What it knows is one immutable [`Fib`], made by the node. The halves share nothing, so
+//! the daemon gives each its own thread.
+//!
+//! Around them: [`neighbor`] answers ARP and neighbour discovery from records and refuses forgeries, [`flood`] budgets
+//! what is copied to everybody, [`seal`] turns frames into datagrams and cuts those that a path is too narrow for,
+//! [`fragment`] puts them together again.
+//!
+//! Stations come from signed records alone: one MAC for a member, so there is nothing to learn and nothing to poison. A
+//! learning table will stand beside [`fib`] as `fdb`, and only for members with the role `bridge`: what is learned behind
+//! one goes into `Fib::stations`, and the source check of [`ingress`] then asks that table too.
 
+pub mod egress;
 pub mod fib;
 pub mod flood;
 pub mod forwarder;
 pub mod fragment;
+pub mod ingress;
 pub mod neighbor;
 pub mod seal;
 #[cfg(test)]
@@ -17,3 +27,10 @@ mod testing;
 pub use fib::{Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
 pub use seal::{seal_frame, seal_message};
+
+use crate::wire::ethernet::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
+
+/// The longest frame at an MTU: a header, two tags, the payload. Bytes.
+fn longest_frame(mtu: usize) -> usize {
+    ETHERNET_HEADER_LEN + 2 * VLAN_TAG_LEN + mtu
+}

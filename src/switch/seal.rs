@@ -55,25 +55,24 @@ pub(super) enum SealError {
     Drop(DropReason),
 }
 
-/// Seals the frame of slot `index` for `peer` where it lies; if it must be cut, its pieces are appended and the slot
-/// is `Done`.
+/// Seals the frame of slot `index` for `peer` where it lies (`Send`); if it must be cut, its pieces are appended and
+/// nothing is left to do (`Done`).
 pub(super) fn seal_slot(
     batch: &mut Batch,
     index: usize,
     peer: &FibPeer,
     transport: &Transport,
     now: Instant,
-) -> Result<(), SealError> {
+) -> Result<Verdict, SealError> {
     let cut = Cut::of(batch.bytes(index).len(), peer.path_payload).ok_or(SealError::Drop(DropReason::FrameTooLong))?;
     if cut.parts > 1 {
         append_pieces(batch, index, &cut, transport, peer.endpoint, now)?;
-        batch.slot_mut(index).verdict = Verdict::Done;
-        return Ok(());
+        return Ok(Verdict::Done);
     }
     let counter = transport.reserve(1, now).ok_or(SealError::Exhausted)?;
     seal_in_batch(batch, index, transport, counter, Inner::Frame, peer.endpoint);
     transport.note_sent(now);
-    Ok(())
+    Ok(Verdict::Send(peer.endpoint))
 }
 
 /// Appends a sealed copy of the frame of slot `index` for `peer`, in pieces if need be; the slot itself stays as it is.

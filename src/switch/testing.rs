@@ -1,6 +1,6 @@
 //! Two nodes' pictures of each other, wired by real sessions; for the tests of this room.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -35,9 +35,19 @@ pub(super) fn endpoint(n: u8) -> SocketAddr {
     SocketAddr::from(([192, 0, 2, n], 4747))
 }
 
-/// The overlay addresses of the `n`-th node.
-pub(super) fn addresses(n: u8) -> [std::net::IpAddr; 2] {
-    [std::net::Ipv4Addr::new(10, 64, 0, n).into(), std::net::Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n.into()).into()]
+/// The overlay IPv4 address of the `n`-th node.
+pub(super) fn v4(n: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 64, 0, n)
+}
+
+/// The overlay IPv6 address of the `n`-th node.
+pub(super) fn v6(n: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, n.into())
+}
+
+/// Both overlay addresses of the `n`-th node.
+fn addresses(n: u8) -> [IpAddr; 2] {
+    [v4(n).into(), v6(n).into()]
 }
 
 /// Both ends of a session between nodes `a` and `b`; `a` is the initiator.
@@ -90,4 +100,37 @@ pub(super) fn pair(now: Instant) -> (Side, Side) {
         Side { fib, transport }
     };
     (side(1, 2, a), side(2, 1, b))
+}
+
+/// An Ethernet frame.
+pub(super) fn frame(destination: Mac, source: Mac, ethertype: u16, payload: &[u8]) -> Vec<u8> {
+    [&destination.0[..], &source.0[..], &ethertype.to_be_bytes()[..], payload].concat()
+}
+
+/// The payload of an ARP frame for Ethernet and IPv4.
+pub(super) fn arp(operation: u8, sender: (Mac, [u8; 4]), target: (Mac, [u8; 4])) -> Vec<u8> {
+    let head = [0, 1, 8, 0, 6, 4, 0, operation];
+    [&head[..], &sender.0.0[..], &sender.1[..], &target.0.0[..], &target.1[..]].concat()
+}
+
+/// An IPv6 packet with hop limit 255 that carries `content` behind the first header `next`.
+pub(super) fn ipv6(source: Ipv6Addr, destination: Ipv6Addr, next: u8, content: &[u8]) -> Vec<u8> {
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((content.len() as u16).to_be_bytes());
+    packet.extend([next, 255]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(content);
+    packet
+}
+
+/// An ICMPv6 message of neighbour discovery about `target`, with one link-layer option or none; the checksum is undone.
+pub(super) fn discovery(kind: u8, target: Ipv6Addr, option: Option<(u8, Mac)>) -> Vec<u8> {
+    let mut icmp = vec![kind, 0, 0, 0, 0, 0, 0, 0];
+    icmp.extend(target.octets());
+    if let Some((option, mac)) = option {
+        icmp.extend([option, 1]);
+        icmp.extend(mac.0);
+    }
+    icmp
 }
