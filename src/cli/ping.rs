@@ -1,15 +1,16 @@
 //! `meshd ping`: round trips inside the tunnel, told as ping(8) tells them.
 
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::daemon::api;
-use crate::node::command::{Command, PongInfo, Reply};
+use crate::node::command::{Command, PeerInfo, PongInfo, Reply};
 
 use super::render;
 
@@ -72,24 +73,38 @@ async fn pings(path: &Path, peer: &str, count: Option<u32>, every: Duration, jso
             _ = &mut stop => break,
             _ = ticks.tick() => {}
         }
-        let (path, command) = (path.to_owned(), Command::Ping { peer: peer.to_owned() });
-        let answer = tokio::task::spawn_blocking(move || api::request(&path, &command));
+        let (socket, command) = (path.to_owned(), Command::Ping { peer: peer.to_owned() });
+        let answer = tokio::task::spawn_blocking(move || api::request(&socket, &command));
         let reply = tokio::select! {
             _ = &mut stop => break,
             reply = answer => reply.context("the request failed")??,
         };
-        match &reply {
-            Reply::Pong(pong) => statistics.count(Some(pong)),
-            Reply::Error { .. }
-            | Reply::Status(_)
-            | Reply::Peers { .. }
-            | Reply::Stations { .. }
-            | Reply::Lookup(_) => statistics.count(None),
+        if let Reply::Error { message } = &reply
+            && statistics.transmitted == 0
+            && !is_known(path, peer)?
+        {
+            bail!("{message}");
         }
+        let pong = if let Reply::Pong(pong) = &reply { Some(pong) } else { None };
+        statistics.count(pong);
         render::pinged(json, statistics.transmitted, &reply)?;
     }
     render::statistics(json, peer, &statistics)?;
     Ok(if statistics.received > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Whether `text` means a member at all. A lost ping is worth another; a name that nobody has is not.
+fn is_known(path: &Path, text: &str) -> Result<bool> {
+    let Reply::Peers { peers } = api::request(path, &Command::Peers)? else { return Ok(false) };
+    Ok(peers.iter().any(|peer| means(text, peer)))
+}
+
+fn means(text: &str, peer: &PeerInfo) -> bool {
+    let address = |address: IpAddr| address == peer.ipv4 || address == peer.ipv6;
+    peer.peer == text
+        || peer.name.eq_ignore_ascii_case(text)
+        || peer.mac.eq_ignore_ascii_case(&text.replace('-', ":"))
+        || text.parse().is_ok_and(address)
 }
 
 #[cfg(test)]
