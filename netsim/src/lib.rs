@@ -18,12 +18,14 @@
 //! | [`trace`] | what happened, byte for byte |
 //! | [`seed`], [`network`] | chance, and networks made of it |
 //!
-//! The real world (network namespaces around the real binary) is behind the feature `lab`.
+//! The real world (`netns`: network namespaces around the real binary) is behind the feature `lab`.
 
 pub mod directory;
 pub mod heap;
 pub mod host;
 pub mod link;
+#[cfg(feature = "lab")]
+pub mod netns;
 pub mod network;
 pub mod oracle;
 pub mod play;

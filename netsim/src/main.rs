@@ -1,0 +1,73 @@
+//! `netsim`: the laboratory from the command line.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use netsim::netns::{self, Lab, Place, attack, demo, start};
+
+const USAGE: &str = "\
+usage: netsim demo               five laptops on one switch without Internet
+       netsim lan [--runs N]     from `meshd up` to the first ping, N (20) times
+       netsim attack garbage TARGET COUNT RATE
+       netsim attack spoofed TARGET COUNT RATE FILE
+                                 inside the lab only: COUNT datagrams at RATE a second
+
+The meshd beside this binary is run, or the one that MESHD_BIN names.";
+
+fn main() -> ExitCode {
+    match work() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("netsim: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn work() -> Result<ExitCode> {
+    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(|word| word.to_str().unwrap_or_default()).collect();
+    match words.as_slice() {
+        ["demo"] => inside(&arguments, Duration::from_secs(120), demo::run),
+        ["lan"] => lan(&arguments, 20),
+        ["lan", "--runs", runs] => lan(&arguments, runs.parse::<usize>().context("--runs N")?.max(1)),
+        ["attack", "garbage", target, count, rate] => {
+            attack::garbage(target.parse()?, count.parse()?, rate.parse()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ["attack", "spoofed", target, count, rate, file] => {
+            attack::spoofed(target.parse()?, &std::fs::read(file)?, count.parse()?, rate.parse()?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        _ => bail!("{USAGE}"),
+    }
+}
+
+fn lan(arguments: &[OsString], runs: usize) -> Result<ExitCode> {
+    let limit = Duration::from_secs(30 + 16 * runs as u64);
+    inside(arguments, limit, |lab| {
+        let times = start::measure(lab, runs, |time| println!("{:.3} s", time.as_secs_f64()))?;
+        println!("{times}");
+        Ok(())
+    })
+}
+
+fn inside(arguments: &[OsString], limit: Duration, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<ExitCode> {
+    match netns::place(arguments)? {
+        Place::Inside => {
+            let beside = || std::env::current_exe().map(|path| path.with_file_name("meshd"));
+            let binary = std::env::var_os("MESHD_BIN").map_or_else(beside, |path| Ok(PathBuf::from(path)))?;
+            work(&mut Lab::new(binary, limit)?)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Place::Outside(mut command) => {
+            let status = command.status().context("unshare(1)")?;
+            Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+        }
+        Place::Impossible(reason) => bail!("no lab on this machine: {reason}"),
+    }
+}
