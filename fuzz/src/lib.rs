@@ -6,6 +6,7 @@ use meshd::identity::{
     Certificate, CertificateBody, Chain, Contact, Invite, Kind, Mac, Name, NetworkId, NetworkSecret, Roles, SigningKey,
     UnixSeconds, default_prefix, ula_address,
 };
+use meshd::session::handshake::Local;
 
 /// The moment at which everything is judged, Unix seconds.
 pub const NOW: UnixSeconds = 1_800_000_000;
@@ -24,6 +25,14 @@ pub fn network() -> NetworkId {
 pub fn secret() -> NetworkSecret {
     NetworkSecret::new([7; 32])
 }
+
+/// What the node of key `n` brings into a handshake.
+pub fn local(n: u8) -> Local {
+    Local::new(&key(n).noise_secret(), &secret(), true)
+}
+
+/// The index that the handshake's initiator chose.
+pub const INDEX: u32 = 7;
 
 /// An invite signed by the root, with one contact.
 pub fn invite() -> Invite {

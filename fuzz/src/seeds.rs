@@ -2,12 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Instant;
 
+use meshd::dht::sighting::{Announcement, seal_sighting};
 use meshd::identity::canonical;
+use meshd::session::cookie::Cookies;
+use meshd::session::handshake::{Initiator, Responder};
 use meshd::wire::header::{HEADER_LEN, TAG_LEN};
 use meshd::wire::message::INNER_LEN;
 use meshd::wire::{Header, Inner, Message};
-use meshd_fuzz::{invite, record};
+use meshd_fuzz::{INDEX, NOW, invite, key, local, record, secret};
 
 fn main() {
     let mut datagram = [0xa5; HEADER_LEN + INNER_LEN + TAG_LEN];
@@ -39,6 +43,32 @@ fn main() {
     seed("record", "signed", record(3).bytes());
     seed("record", "unsigned", &canonical::encode(&*record(3)));
     seed("record", "of-the-root", &canonical::encode(&*record(1)));
+
+    let payload = record(3).bytes().to_vec();
+    let bob = key(4).noise_secret().public();
+    let (mut initiator, initiation) =
+        Initiator::new(&local(3), &bob, INDEX, &payload, None, [1; 32]).expect("a sound payload");
+    seed("handshake", "initiation", &initiation);
+    let now = Instant::now();
+    let source = "192.0.2.3:4747".parse().expect("an endpoint");
+    let cookie = Cookies::new([5; 32], now).reply(&local(4), &initiation, source, now).expect("an initiation");
+    seed("handshake", "cookie", &cookie);
+    let responder = Responder::read(&local(4), &initiation, [2; 32]).expect("a true initiation");
+    let (_, response) = responder.respond(9, &payload, now).expect("a sound payload");
+    initiator.read_response(&response, now).expect("a true response");
+    seed("handshake", "response", &response);
+
+    let announcement = Announcement {
+        peer: key(3).peer_id(),
+        noise: key(3).noise_secret().public(),
+        port: 4747,
+        stamp: NOW,
+        addresses: vec!["192.0.2.2".parse().expect("an address"), "fe80::1".parse().expect("an address")],
+    };
+    seed("sighting", "sealed", &seal_sighting(&secret().beacon_key(), &announcement, [3; 12]));
+    let body = canonical::encode(&announcement);
+    let length = u16::try_from(body.len()).expect("a few hundred bytes").to_be_bytes();
+    seed("sighting", "plain", &[&length[..], &body].concat());
 
     seed("invite", "text", invite().to_string().as_bytes());
     seed("invite", "body", &canonical::encode(&invite()));
