@@ -25,7 +25,7 @@ const MESHD: &str = env!("CARGO_BIN_EXE_meshd");
 /// How long any program may run. A busy machine starts one in a second.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Set inside the namespaces.
+/// Set inside the namespaces: which test of which process this is.
 const INSIDE: &str = "MESHD_TEST_INSIDE";
 
 // ---- Joining ----
@@ -291,18 +291,208 @@ fn a_full_disk_leaves_nothing_half_made() {
         system("mount", &["-t", "tmpfs", "-o", &size, "none", path_text(&disk)]);
         let state = disk.join("state");
         let output = machine.run(&["--state-dir", path_text(&state), "init", "--name", "home"]);
+        let left = fs::read_dir(&disk).expect("a folder").count();
+        system("umount", &[path_text(&disk)]);
         if output.status.success() {
             break;
         }
         refusals += 1;
         let line = one_line(&output);
         assert!(line.contains("No space left on device") && line.contains("nothing was kept"), "{line}");
-        assert_eq!(fs::read_dir(&disk).expect("a folder").count(), 0, "{pages} pages");
+        assert_eq!(left, 0, "{pages} pages");
     }
     assert!((2..8).contains(&refusals), "{refusals} of the disks were too small");
 }
 
+// ---- With a daemon, in a network namespace of its own ----
+
+#[test]
+fn a_running_node_answers_questions_and_stops_at_a_signal() {
+    if !inside("a_running_node_answers_questions_and_stops_at_a_signal") {
+        return;
+    }
+    let machine = Machine::new();
+    let made = machine.json(&["init", "--name", "home", "--host", "alpha"]);
+    let node = Node::up(&machine, &["--device", "mesh0", "--port", "5555"]);
+    let status = machine.json(&["status"]);
+    for (key, value) in [("network", "home"), ("name", "alpha"), ("device", "mesh0")] {
+        assert_eq!(status[key], value, "{status}");
+    }
+    for key in ["network_id", "peer", "mac", "ipv4"] {
+        assert_eq!(status[key], made[key], "{status}");
+    }
+    assert_eq!(machine.json(&["peers"])["peers"], Value::Array(Vec::new()));
+    let table = machine.run(&["peers"]);
+    assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  ENDPOINT  RTT  HEARD\n");
+    let stations = machine.json(&["stations"]);
+    assert_eq!((&stations["stations"][0]["mac"], &stations["stations"][0]["by"]), (&made["mac"], &"own".into()));
+    assert!(machine.fails(&["ping", "nobody"]).contains("no member is called `nobody`"));
+    assert!(machine.fails(&["lookup", "not.a.key"]).contains("no MAC, IP address or name"));
+    assert!(String::from_utf8_lossy(&machine.run(&["status"]).stdout).contains("device:    mesh0\n"));
+
+    assert_eq!(node.stop("TERM"), Some(0), "{}", machine.log());
+    assert!(!machine.dir.join("run/home/api.sock").exists(), "the socket went with the daemon");
+    assert!(!succeeds("ip", &["link", "show", "dev", "mesh0"]), "so did the device");
+    assert!(machine.fails(&["status"]).contains("is not running"));
+}
+
+#[test]
+fn a_second_up_is_refused_while_the_first_goes_on() {
+    if !inside("a_second_up_is_refused_while_the_first_goes_on") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    let node = Node::up(&machine, &["--device", "mesh0"]);
+    let line = machine.fails(&["up", "--device", "mesh1"]);
+    assert_eq!(
+        line,
+        format!("meshd: meshd is already running for network home (process {}); stop it first", node.id())
+    );
+    assert!(machine.run(&["status"]).status.success());
+    assert_eq!(node.stop("INT"), Some(0));
+}
+
+#[test]
+fn a_node_that_was_killed_starts_again_and_counts_on() {
+    if !inside("a_node_that_was_killed_starts_again_and_counts_on") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    for start in 1..=3 {
+        let node = Node::up(&machine, &[]);
+        assert_eq!(fs::read_to_string(machine.path("home/boots")).expect("a count").trim(), start.to_string());
+        assert_eq!(node.stop("KILL"), None);
+        assert!(machine.dir.join("run/home/api.sock").exists(), "a killed daemon removes nothing");
+    }
+}
+
+#[test]
+fn an_invite_of_a_running_node_says_where_it_is() {
+    if !inside("an_invite_of_a_running_node_says_where_it_is") {
+        return;
+    }
+    system("ip", &["link", "add", "wire0", "type", "veth", "peer", "name", "wire1"]);
+    for wire in ["wire0", "wire1"] {
+        system("ip", &["link", "set", wire, "up"]);
+    }
+    system("ip", &["address", "add", "192.0.2.7/24", "dev", "wire0"]);
+    let machine = Machine::new();
+    let made = machine.json(&["init", "--name", "home"]);
+    let node = Node::up(&machine, &["--port", "5555"]);
+    let here = "192.0.2.7:5555".parse().expect("an endpoint");
+    wait_until("the node to see its interfaces", || {
+        machine.json(&["status"])["endpoints"].to_string().contains("192.0.2.7")
+    });
+    let invite: Invite = text(&machine.json(&["invite"])["invite"]).parse().expect("an invite");
+    assert_eq!(invite.contacts.len(), 1);
+    assert_eq!(invite.contacts[0].peer.to_string(), text(&made["peer"]));
+    assert!(invite.contacts[0].endpoints.contains(&here), "{:?}", invite.contacts[0].endpoints);
+    assert_eq!(node.stop("TERM"), Some(0));
+}
+
+#[test]
+fn a_taken_device_name_is_never_taken_over() {
+    if !inside("a_taken_device_name_is_never_taken_over") {
+        return;
+    }
+    system("ip", &["tuntap", "add", "dev", "taken0", "mode", "tap"]);
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    for device in ["taken0", "lo"] {
+        let line = machine.fails_to_come_up(&["--device", device]);
+        assert!(line.contains(&format!("interface {device} is in use; choose another with --device")), "{line}");
+    }
+    assert!(succeeds("ip", &["link", "show", "dev", "taken0"]), "it is still there");
+}
+
+#[test]
+fn a_taken_port_is_named_with_its_protocol() {
+    if !inside("a_taken_port_is_named_with_its_protocol") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    let udp = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 5555)).expect("a UDP port");
+    let line = machine.fails_to_come_up(&["--port", "5555"]);
+    assert!(line.contains("UDP port 5555 is taken") && line.contains("--port"), "{line}");
+    drop(udp);
+    let tcp = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 5555)).expect("a TCP port");
+    let line = machine.fails_to_come_up(&["--port", "5555"]);
+    assert!(line.contains("TCP port 5555 is taken") && line.contains("--port"), "{line}");
+    drop(tcp);
+    assert_eq!(Node::up(&machine, &["--port", "5555"]).stop("TERM"), Some(0));
+}
+
+#[test]
+fn without_the_capability_the_cure_is_named() {
+    if !inside("without_the_capability_the_cure_is_named") {
+        return;
+    }
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    let line = machine.fails_to_come_up_under(&["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"]);
+    assert!(line.contains("CAP_NET_ADMIN") && line.contains("run as root"), "{line}");
+}
+
+#[test]
+fn without_a_tun_driver_the_cure_is_named() {
+    if !inside("without_a_tun_driver_the_cure_is_named") {
+        return;
+    }
+    // Read-only, or tun-rs makes the file that is missing. Only for us: the mount namespace is our own.
+    system("mount", &["-t", "tmpfs", "-o", "ro", "none", "/dev/net"]);
+    let machine = Machine::new();
+    machine.json(&["init", "--name", "home"]);
+    let line = machine.fails_to_come_up(&[]);
+    assert!(line.contains("there is no /dev/net/tun") && line.contains("modprobe tun"), "{line}");
+}
+
 // ---- Helpers ----
+
+/// A daemon that runs. Killed when dropped, so a failing test leaves none.
+struct Node {
+    child: Child,
+}
+
+impl Node {
+    /// Starts it and waits until it answers.
+    fn up(machine: &Machine, arguments: &[&str]) -> Self {
+        let log = fs::File::create(machine.dir.join("log")).expect("a log");
+        let mut command = machine.command(&[&["up"], arguments].concat());
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("meshd starts");
+        let mut node = Self { child };
+        wait_until("the daemon to answer", || {
+            let ended = node.child.try_wait().expect("our child");
+            assert!(ended.is_none(), "{ended:?}: {}", machine.log());
+            machine.run(&["status"]).status.success()
+        });
+        node
+    }
+
+    fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal; returns the exit code.
+    fn stop(mut self, signal: &str) -> Option<i32> {
+        system("kill", &[&format!("-{signal}"), &self.id().to_string()]);
+        let mut status = None;
+        wait_until("the daemon to stop", || {
+            status = self.child.try_wait().expect("our child");
+            status.is_some()
+        });
+        status.and_then(|status| status.code())
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
 
 /// A machine: a state folder and a runtime folder of its own, removed at the end.
 struct Machine {
@@ -313,7 +503,9 @@ impl Machine {
     fn new() -> Self {
         static COUNT: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
         let number = COUNT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let dir = std::env::temp_dir().join(format!("meshd-cli-{}-{number}", std::process::id()));
+        // Inside, process ids begin anew: the outer one keeps the folders apart.
+        let run = std::env::var(INSIDE).unwrap_or_else(|_| std::process::id().to_string());
+        let dir = std::env::temp_dir().join(format!("meshd-cli-{run}-{number}"));
         fs::create_dir_all(dir.join("state")).expect("a folder");
         Self { dir }
     }
@@ -363,10 +555,34 @@ impl Machine {
     fn fails_with(&self, arguments: &[&str], stdin: &str) -> String {
         let before = self.tree();
         let line = one_line(&self.run_with(arguments, Some(stdin)));
-        // A start is counted and its lock taken even if it fails later.
-        let counted = |tree: Vec<String>| tree.into_iter().filter(|path| !path.ends_with("/lock")).collect::<Vec<_>>();
-        assert_eq!(counted(self.tree()), counted(before), "{arguments:?} left something behind");
+        // A start takes its lock even if it fails later.
+        let lasting = |tree: Vec<String>| tree.into_iter().filter(|path| !path.ends_with("/lock")).collect::<Vec<_>>();
+        assert_eq!(lasting(self.tree()), lasting(before), "{arguments:?} left something behind");
         line
+    }
+
+    /// As [`Machine::fails`], of `meshd up`, which counts its start before it fails.
+    fn fails_to_come_up(&self, arguments: &[&str]) -> String {
+        let line = self.fails(&[&["up"], arguments].concat());
+        assert!(!self.dir.join("run/home/api.sock").exists(), "{arguments:?} left its socket");
+        line
+    }
+
+    /// The one line of a `meshd up` that another program starts, and that must fail.
+    fn fails_to_come_up_under(&self, wrapper: &[&str]) -> String {
+        let plain = self.command(&[]);
+        let mut command = Command::new(wrapper[0]);
+        command.args(&wrapper[1..]).arg(MESHD).arg("up");
+        command.envs(plain.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let line = one_line(&finish(child.expect("the wrapper is there"), wrapper[0]));
+        assert!(!self.dir.join("run/home/api.sock").exists(), "{wrapper:?} left its socket");
+        line
+    }
+
+    /// What the daemon wrote.
+    fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
     fn invite(&self) -> String {
@@ -480,24 +696,33 @@ fn system(program: &str, arguments: &[&str]) {
     assert!(output.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Whether we are in namespaces of our own (network and mounts). If not, runs the test `name` again in such, and says
+fn succeeds(program: &str, arguments: &[&str]) -> bool {
+    Command::new(program).args(arguments).output().expect("the program is there").status.success()
+}
+
+/// Whether we are in namespaces of our own: network, mounts, and processes, so that nothing outlives the test. If not, runs the test `name` again in such, and says
 /// false: that run has decided. Where namespaces are not allowed the test is skipped.
 fn inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return true;
     }
-    let attempts = [&["--net", "--mount"][..], &["--net", "--mount", "--map-root-user"]];
-    let allowed = attempts.into_iter().find(|flags| {
-        let tried = Command::new("unshare").args(*flags).arg("true").output();
+    let as_root = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+    let as_user = [&as_root[..], &["--map-root-user"]].concat();
+    let allowed = [&as_root[..], &as_user].into_iter().find(|flags| {
+        let tried = Command::new("unshare").args(*flags).args(["test", "-w", "/dev/net/tun"]).output();
         tried.is_ok_and(|output| output.status.success())
     });
     let Some(flags) = allowed else {
-        skip(name, "this user may make no network and mount namespaces");
+        skip(name, "this user may not make namespaces, or there is no /dev/net/tun to use in them");
         return false;
     };
     let this = std::env::current_exe().expect("this test");
     let mut again = Command::new("unshare");
-    again.args(flags).arg(this).args([name, "--exact", "--nocapture"]).env(INSIDE, "1");
+    again
+        .args(flags)
+        .arg(this)
+        .args([name, "--exact", "--nocapture"])
+        .env(INSIDE, format!("{}-{name}", std::process::id()));
     let child =
         again.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("unshare starts");
     let output = finish(child, name);
