@@ -65,11 +65,15 @@ impl Cookies {
         Self { seed: Zeroizing::new(seed), start: now, replies: 0 }
     }
 
-    /// Whether mac2 of this initiation was made with a cookie that we gave to `source`, in this period or the last.
+    /// Whether mac2 of this initiation was made with a cookie that we gave to `source`, in this period or the last. Zeros,
+    /// as they stand without a cookie, cost no hash.
     pub fn check(&self, datagram: &[u8], source: SocketAddr, now: Instant) -> bool {
         let Some((before, _, mac2)) = initiation_macs(datagram) else {
             return false;
         };
+        if mac2 == [0; MAC_LEN] {
+            return false;
+        }
         let period = self.period(now);
         [Some(period), period.checked_sub(1)]
             .into_iter()

@@ -4,7 +4,7 @@
 //!
 //! 1. form: a comparison
 //! 2. mac1: one hash. Strangers, who lack the network's secret, end here
-//! 3. under load, mac2: three short hashes. Forged senders, such as a recorded initiation played back from invented
+//! 3. under load, mac2: a few hashes. Forged senders, such as a recorded initiation played back from invented
 //!    addresses, end here and get a cookie smaller than what they sent
 //! 4. the sender's own rate: a look into a bounded table
 //!
@@ -19,9 +19,9 @@ use crate::wire::DropReason;
 use super::cookie::Cookies;
 use super::handshake::{Local, check_initiation};
 
-/// Initiations a second, with a good mac1, above which we are under load. One costs about 0.5 ms with its certificates,
-/// so this is a tenth of the control thread; twice as much would delay members who are already connected, half would
-/// ask a network of 200 for cookies whenever a node restarts.
+/// Initiations a second, with a good mac1, above which we are under load. One costs 0.25 ms, and as much again for the
+/// signatures of its record, so this is a tenth of the control thread; twice as much would delay members who are already
+/// connected, half would ask a network of 200 for cookies whenever a node restarts.
 pub const LOAD_PER_SECOND: u32 = 200;
 
 /// Initiations a second that one source may send for long: more than thirty machines behind one NAT that all start
