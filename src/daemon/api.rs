@@ -1,7 +1,7 @@
 //! The operator's door: a Unix socket, 0600. One line of JSON in ([`Command`]), one line out ([`Reply`]), then closed.
 //!
 //! The socket gets its permissions between bind and listen, so there is no moment at which a stranger could connect.
-//! Lines, clients and waiting times are bounded: a client that hangs costs one of [`MAX_CLIENTS`] for a few seconds.
+//! Lines, clients and waiting times are bounded: a client that hangs costs one of sixteen places for a few seconds.
 
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};

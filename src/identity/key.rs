@@ -153,7 +153,7 @@ impl SigningKey {
     /// The Noise static key of this node: X25519, derived from the same seed by HKDF-SHA256 (RFC 5869), so one key
     /// file is all a node has to keep.
     pub fn noise_secret(&self) -> NoiseSecret {
-        NoiseSecret(*derive(&*self.seed(), b"meshd noise static v1"))
+        NoiseSecret(*derive(&self.seed(), b"meshd noise static v1"))
     }
 }
 
