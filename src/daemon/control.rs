@@ -22,6 +22,7 @@ use tokio::task::JoinHandle;
 use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
+use crate::dht::swarm::{self, SwarmConfig};
 use crate::identity::ula_prefix;
 use crate::node::event::PeerChange;
 use crate::node::{Command, CommandId, Event, Node, Reply};
@@ -63,7 +64,9 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
     let socket = Arc::new(UdpSocket::open(config.port)?);
 
-    let (directory, from_directory) = start_directory(&config, socket.port())?;
+    let key = config.node.key.clone();
+    let directory =
+        swarm::spawn(SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port()))?;
     let (to_us, sightings) = mpsc::channel(SIGHTINGS);
     // Before the TAP: mDNS joins its group on every interface there is when it starts.
     let beacon = Beacon::start(
@@ -97,13 +100,14 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         fib,
         lane,
         beacon: Some(beacon),
-        directory: Directory { sender: directory, wishes: VecDeque::new() },
+        directory: Directory { sender: directory.commands, wishes: VecDeque::new() },
         addresses: None,
         waiting: BTreeMap::new(),
         next_command: 0,
         saver: Saver { folder: config.state, wanted: None, running: None },
         counters: Counters::default(),
     };
+    let from_directory = directory.events;
     let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, commands };
     let result = control.work(&mut inputs, &mut signals).await;
     control.finish();
@@ -327,22 +331,6 @@ fn for_beacon(interface: Interface, overlay: &Overlay) -> BeaconInterface {
     let Interface { index, name, mut addresses, .. } = interface;
     addresses.retain(|address| !overlay.contains(*address));
     BeaconInterface { index, name, addresses }
-}
-
-/// Starts the directory's thread.
-fn start_directory(
-    _config: &UpConfig,
-    _port: u16,
-) -> anyhow::Result<(mpsc::Sender<dht::Command>, mpsc::Receiver<dht::Event>)> {
-    let (commands, mut receiver) = mpsc::channel(64);
-    let (sender, events) = mpsc::channel(64);
-    tokio::spawn(async move {
-        let _sender: mpsc::Sender<dht::Event> = sender;
-        while let Some(command) = receiver.recv().await {
-            let _: dht::Command = command;
-        }
-    });
-    Ok((commands, events))
 }
 
 /// The way to the directory's thread.

@@ -1,7 +1,8 @@
 //! Logs, on stderr. Levels as in DESIGN: a change the user sees is INFO, a decision DEBUG, a datagram TRACE.
 //!
 //! At a terminal a line is just what happened; journald brings its own clock; only a plain file gets timestamps.
-//! Libraries speak up from WARN, but netlink's: it warns of every attribute that a newer kernel has. Secrets have no `Debug` that shows them, so no log line can.
+//! Libraries speak up from WARN, but netlink's: it warns of every attribute that a newer kernel has. Secrets have no
+//! `Debug` that shows them, so no log line can.
 
 use std::io::{self, IsTerminal};
 
