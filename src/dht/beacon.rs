@@ -415,7 +415,8 @@ impl Worker {
 /// The interfaces on which a service was heard.
 fn scopes(service: &ResolvedService) -> Vec<u32> {
     let mut scopes = BTreeSet::new();
-    for address in &service.addresses {
+    let addresses: Vec<_> = service.addresses.iter().collect();
+    for address in addresses {
         if let ScopedIp::V4(address) = address {
             scopes.extend(address.interface_ids().iter().map(|id| id.index));
         } else if let ScopedIp::V6(address) = address {

@@ -232,9 +232,13 @@ impl Node {
             return Err(DropReason::HandshakeReplayed);
         };
         let mac1 = outstanding.initiator.last_mac1();
-        let (attempt, began) = (outstanding.attempt, outstanding.began);
+        let (attempt, began, answered) = (outstanding.attempt, outstanding.began, outstanding.initiator.has_cookie());
         peer.cookies.open(&self.local, noise, &mac1, datagram, now).map_err(|error| refusal(&error))?;
-        self.send_initiation(id, attempt, began, now);
+        // A cookie fits one path. Over two paths each would answer the initiation with the other's cookie by a cookie of
+        // its own; after the first, the retry timer sets the pace.
+        if !answered {
+            self.send_initiation(id, attempt, began, now);
+        }
         Ok(())
     }
 
