@@ -180,16 +180,26 @@ impl Node {
         if self.peers.get(&id).is_some_and(|peer| stamp <= peer.stamp) {
             return Err(DropReason::HandshakeReplayed);
         }
+        // An initiation goes to every candidate, so it arrives once for each of our addresses. A second session in answer
+        // to it would replace the one that the initiator is about to use.
+        if let Some(next) = self.peers.get(&id).and_then(|peer| peer.next.as_ref())
+            && next.ephemeral == responder.ephemeral()
+        {
+            let copy = Transmit { endpoint: source, bytes: next.answer.clone() };
+            self.picture.send(copy, &mut self.outbox);
+            return Ok(());
+        }
         self.absorb(record, now)?;
         let Some((own, sequence)) = self.own.record().map(|record| (record.bytes().to_vec(), record.sequence)) else {
             return Ok(());
         };
         let hello = canonical::encode(&Hello { stamp: self.next_stamp(now), record: own });
         let index = self.new_index();
+        let ephemeral = responder.ephemeral();
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };
         peer.told = sequence;
-        let next = Next { transport: Arc::new(transport), endpoint: source, stamp };
+        let next = Next { transport: Arc::new(transport), endpoint: source, stamp, ephemeral, answer: bytes.clone() };
         if let Some(replaced) = peer.next.replace(next) {
             self.indices.remove(&replaced.transport.local());
         }

@@ -49,6 +49,10 @@ pub(super) struct Next {
     pub(super) transport: Arc<Transport>,
     pub(super) endpoint: SocketAddr,
     pub(super) stamp: u64,
+    /// The initiation's ephemeral key: the same only in copies of it.
+    pub(super) ephemeral: [u8; 32],
+    /// The response, for such copies.
+    pub(super) answer: Vec<u8>,
 }
 
 /// A handshake that we began.

@@ -280,6 +280,18 @@ fn nodes_that_sight_each_other_at_once_agree_on_one_session_each_and_carry_frame
 }
 
 #[test]
+fn an_initiation_that_arrives_on_two_ways_opens_one_session() {
+    let mut lan = Lan::of([config(1, 2), config(1, 3)]);
+    lan.sight(1, 0);
+    let (at, _, to, bytes) = lan.wire.back().expect("an initiation").clone();
+    lan.wire.push_back((at, SocketAddr::from(([198, 51, 100, 1], 4747)), to, bytes));
+    lan.run(Duration::from_secs(1));
+    assert_eq!((lan.connected(0), lan.connected(1)), (1, 1));
+    assert!(lan.reaches(1, 0) && lan.reaches(0, 1));
+    assert_eq!(lan.dropped(0, DropReason::UnknownReceiver), 0);
+}
+
+#[test]
 fn a_session_is_replaced_after_two_minutes_and_no_frame_is_lost_over_it() {
     let mut lan = lan(2);
     let before = lan.handshakes.len();
