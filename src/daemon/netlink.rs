@@ -4,7 +4,7 @@
 //! socket of its own. So a lost notification (ENOBUFS) costs nothing but a dump, and a dump never waits behind a flood
 //! of notifications. Dumps and notifications need no rights; [`set_tap_addresses`] needs CAP_NET_ADMIN.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
@@ -40,7 +40,8 @@ pub struct Interface {
     pub addresses: Vec<IpAddr>,
     /// Its MAC, if it has one of six bytes.
     pub mac: Option<Mac>,
-    /// Administratively up and with a carrier: a pulled cable or a bridge without ports is not up.
+    /// Administratively up and with a carrier: a pulled cable is not up, nor a bridge without an underlay port that
+    /// is.
     pub up: bool,
     /// What it is to us.
     pub kind: InterfaceKind,
@@ -249,9 +250,22 @@ async fn link_by_name(handle: &Handle, name: &str) -> anyhow::Result<LinkMessage
 
 async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
     let mut interfaces = BTreeMap::new();
+    let (mut bridges, mut carrying) = (Vec::new(), BTreeSet::new());
     let mut links = handle.link().get().execute();
-    while let Some(link) = links.try_next().await.context("cannot list links")? {
-        interfaces.insert(link.header.index, (interface_of(&link), Vec::new()));
+    while let Some(message) = links.try_next().await.context("cannot list links")? {
+        let link = Link::of(&message);
+        if link.is_bridge {
+            bridges.push(link.interface.index);
+        }
+        if link.interface.is_underlay() {
+            carrying.extend(link.controller);
+        }
+        interfaces.insert(link.interface.index, (link.interface, Vec::new()));
+    }
+    for bridge in bridges {
+        if let Some((interface, _)) = interfaces.get_mut(&bridge) {
+            interface.up &= carrying.contains(&bridge);
+        }
     }
     let mut addresses = handle.address().get().execute();
     while let Some(message) = addresses.try_next().await.context("cannot list addresses")? {
@@ -300,32 +314,49 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
     address
 }
 
-fn interface_of(link: &LinkMessage) -> Interface {
-    let flags = link.header.flags;
-    let (mut name, mut mac, mut kind, mut carrier) = (String::new(), None, String::new(), true);
-    for attribute in &link.attributes {
-        if let LinkAttribute::IfName(text) = attribute {
-            name.clone_from(text);
-        } else if let LinkAttribute::Address(bytes) = attribute {
-            mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().filter(|bytes| *bytes != [0; 6]).map(Mac);
-        } else if let LinkAttribute::Carrier(state) = attribute {
-            carrier = *state != 0;
-        } else if let LinkAttribute::LinkInfo(infos) = attribute {
-            for info in infos {
-                if let LinkInfo::Kind(found) = info {
-                    kind = found.to_string();
+/// What one message of a dump says of a link.
+struct Link {
+    interface: Interface,
+    /// The bridge or bond that it is a port of.
+    controller: Option<u32>,
+    /// A bridge that never had a port calls itself up, and one whose only port is a tunnel leads nowhere else: its ports
+    /// say whether it is up.
+    is_bridge: bool,
+}
+
+impl Link {
+    fn of(message: &LinkMessage) -> Self {
+        let (mut name, mut mac, mut kind, mut carrier, mut controller) =
+            (String::new(), None, String::new(), true, None);
+        for attribute in &message.attributes {
+            if let LinkAttribute::IfName(text) = attribute {
+                name.clone_from(text);
+            } else if let LinkAttribute::Address(bytes) = attribute {
+                mac = <[u8; 6]>::try_from(bytes.as_slice()).ok().filter(|bytes| *bytes != [0; 6]).map(Mac);
+            } else if let LinkAttribute::Carrier(state) = attribute {
+                carrier = *state != 0;
+            } else if let LinkAttribute::Controller(index) = attribute {
+                controller = Some(*index);
+            } else if let LinkAttribute::LinkInfo(infos) = attribute {
+                for info in infos {
+                    if let LinkInfo::Kind(found) = info {
+                        kind = found.to_string();
+                    }
                 }
             }
         }
+        let flags = message.header.flags;
+        let is_bridge = kind == "bridge";
+        let kind = if flags.contains(LinkFlags::Loopback) {
+            InterfaceKind::Loopback
+        } else {
+            kind_of(&kind, &name, message.header.link_layer_type)
+        };
+        // RUNNING is the kernel's summary of operational state: up, or unknown to a driver that does not tell.
+        let up = flags.contains(LinkFlags::Up | LinkFlags::Running) && carrier;
+        let index = message.header.index;
+        Self { interface: Interface { index, name, addresses: Vec::new(), mac, up, kind }, controller, is_bridge }
     }
-    let kind = if flags.contains(LinkFlags::Loopback) {
-        InterfaceKind::Loopback
-    } else {
-        kind_of(&kind, &name, link.header.link_layer_type)
-    };
-    // RUNNING is the kernel's summary of operational state: up, or unknown to a driver that does not tell.
-    let up = flags.contains(LinkFlags::Up | LinkFlags::Running) && carrier;
-    Interface { index: link.header.index, name, addresses: Vec::new(), mac, up, kind }
 }
 
 /// Judges by the kernel's device kind; by the name only where the kernel names no kind. PPP counts as physical: it is

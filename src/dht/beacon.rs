@@ -414,16 +414,17 @@ impl Worker {
 
 /// The interfaces on which a service was heard.
 fn scopes(service: &ResolvedService) -> Vec<u32> {
-    let mut scopes = BTreeSet::new();
-    let addresses: Vec<_> = service.addresses.iter().collect();
-    for address in addresses {
+    let indices = |address: &ScopedIp| -> Vec<u32> {
         if let ScopedIp::V4(address) = address {
-            scopes.extend(address.interface_ids().iter().map(|id| id.index));
+            address.interface_ids().iter().map(|id| id.index).collect()
         } else if let ScopedIp::V6(address) = address {
-            scopes.insert(address.scope_id().index);
+            vec![address.scope_id().index]
+        } else {
+            Vec::new()
         }
-    }
-    scopes.into_iter().filter(|index| *index != 0).collect()
+    };
+    let scopes: BTreeSet<u32> = service.addresses.iter().flat_map(indices).filter(|index| *index != 0).collect();
+    scopes.into_iter().collect()
 }
 
 /// The addresses worth announcing: first of each interface first, so that the last ones fall off, not an interface.
