@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 use crate::dht::membership::{Change, RosterError};
 use crate::dht::record::RECORD_LIFETIME;
 use crate::dht::{self, LookupKey, Record, RecordError, Sighting, Verified};
-use crate::identity::ChainError;
+use crate::identity::{ChainError, PeerId};
 use crate::nat::Origin;
+use crate::switch::neighbor::announcement;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
@@ -57,7 +58,7 @@ impl Node {
     /// A member may be at these endpoints; it is tried when our own endpoints are known.
     fn remember(
         &mut self,
-        id: crate::identity::PeerId,
+        id: PeerId,
         noise: crate::identity::NoisePublic,
         endpoints: &[std::net::SocketAddr],
     ) {
@@ -156,6 +157,7 @@ impl Node {
             self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
             self.timers.set_if_earlier(Timer::Persist, now + PERSIST_AFTER);
             self.redraw(now);
+            self.tell_kernel(id);
         }
         if rival {
             let old = self.own.ipv4.address;
@@ -164,6 +166,22 @@ impl Node {
             self.renew_record(now);
         }
         Ok(change)
+    }
+
+    /// Our kernel may wait for the addresses of this member already.
+    fn tell_kernel(&mut self, id: PeerId) {
+        let Some(record) = self.roster.get(&id) else { return };
+        let pairs = [
+            (IpAddr::V4(record.ipv4.address), IpAddr::V4(self.own.ipv4.address)),
+            (IpAddr::V6(record.ipv6), IpAddr::V6(self.own.ipv6)),
+        ];
+        for (ip, own_ip) in pairs {
+            let is_owner = self.roster.find(&LookupKey::Ip(ip)).is_some_and(|owner| owner.peer() == id);
+            if is_owner && ip != own_ip {
+                let frame = announcement(ip, record.mac, own_ip, self.own.mac);
+                self.events.extend(frame.map(Event::Deliver));
+            }
+        }
     }
 
     fn renumber(&mut self) {

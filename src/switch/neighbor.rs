@@ -62,6 +62,34 @@ pub fn answer(batch: &mut Batch, index: usize, neighbors: &BTreeMap<IpAddr, Mac>
     true
 }
 
+/// A frame that tells our own kernel, at `own_ip` and `own`, that `ip` is at `mac`: the answer to a question which it may
+/// have asked before the record was known, and would only repeat after a second. Whoever has not asked ignores it.
+/// `None` if the addresses are not of one family.
+pub fn announcement(ip: IpAddr, mac: Mac, own_ip: IpAddr, own: Mac) -> Option<Vec<u8>> {
+    let mut frame = vec![0; ETHERNET_HEADER_LEN];
+    frame[6..12].copy_from_slice(&own.0);
+    match (ip, own_ip) {
+        (IpAddr::V4(ip), IpAddr::V4(own_ip)) => {
+            frame[12..14].copy_from_slice(&ETHERTYPE_ARP.to_be_bytes());
+            frame.extend(ARP_REQUEST);
+            frame.extend(own.0);
+            frame.extend(own_ip.octets());
+            frame.resize(ETHERNET_HEADER_LEN + ARP_LEN, 0);
+            rewrite_arp(&mut frame, ip, mac);
+        }
+        (IpAddr::V6(ip), IpAddr::V6(own_ip)) => {
+            frame[12..14].copy_from_slice(&ETHERTYPE_IPV6.to_be_bytes());
+            frame.resize(ADVERTISEMENT_LEN, 0);
+            let header = &mut frame[ETHERNET_HEADER_LEN..];
+            header[6..8].copy_from_slice(&[ICMPV6, 255]);
+            header[8..24].copy_from_slice(&own_ip.octets());
+            rewrite_solicitation(&mut frame, ip, mac);
+        }
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => return None,
+    }
+    Some(frame)
+}
+
 /// The address that a frame to everybody asks for.
 fn requested(frame: &[u8]) -> Option<IpAddr> {
     if !Mac(array(frame, 0)?).is_group() {
@@ -354,6 +382,16 @@ mod tests {
             let answer = answer_to(&request).expect("an answer");
             assert_advertises(&answer, (mac(1), v6(1)), FLAG_SOLICITED | FLAG_OVERRIDE);
         }
+    }
+
+    #[test]
+    fn an_announcement_is_the_answer_to_a_question_not_heard() {
+        let option = Some((SOURCE_LINK_LAYER, mac(1)));
+        let asked = answer_to(&solicitation(v6(1), v6(2), option));
+        assert_eq!(announcement(v6(2).into(), mac(2), v6(1).into(), mac(1)), asked);
+        let asked = answer_to(&arp_request(v4(1).octets(), v4(2).octets()));
+        assert_eq!(announcement(v4(2).into(), mac(2), v4(1).into(), mac(1)), asked);
+        assert_eq!(announcement(v4(2).into(), mac(2), v6(1).into(), mac(1)), None);
     }
 
     #[test]
