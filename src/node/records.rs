@@ -56,12 +56,7 @@ impl Node {
     }
 
     /// A member may be at these endpoints; it is tried when our own endpoints are known.
-    fn remember(
-        &mut self,
-        id: PeerId,
-        noise: crate::identity::NoisePublic,
-        endpoints: &[std::net::SocketAddr],
-    ) {
+    fn remember(&mut self, id: PeerId, noise: crate::identity::NoisePublic, endpoints: &[std::net::SocketAddr]) {
         let Some(peer) = self.peer_entry(id) else { return };
         peer.noise.get_or_insert(noise);
         peer.paths.set_candidates(Origin::Remembered, endpoints);
