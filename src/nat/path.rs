@@ -97,11 +97,12 @@ impl PathAgent {
         self.candidates.iter().find(|candidate| candidate.endpoint == primary)?.rtt
     }
 
-    /// A handshake was answered from `endpoint`, or an initiation came from there: it works, and is the primary now.
-    pub fn adopt(&mut self, endpoint: SocketAddr, rtt: Option<Duration>, now: Instant) {
+    /// A handshake was answered from `endpoint`, or an initiation came from there: it works, and is the primary now. Its
+    /// round trip is for probes to measure: a handshake's is mostly cryptography.
+    pub fn adopt(&mut self, endpoint: SocketAddr, now: Instant) {
         let endpoint = canonical(endpoint);
         self.add(endpoint, Origin::Observed);
-        self.answered(endpoint, rtt, now);
+        self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
         self.round = None;
     }
@@ -113,7 +114,7 @@ impl PathAgent {
     }
 
     /// An answer with `nonce` came from `endpoint`. Returns the round trip if the nonce is of the round under way, and
-    /// whether the primary changed.
+    /// whether the primary changed: the first to answer becomes it, and then one that is clearly better.
     pub fn on_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<(Duration, bool)> {
         let endpoint = canonical(endpoint);
         let round = self.round.as_mut().filter(|round| round.nonce == nonce)?;
@@ -121,7 +122,13 @@ impl PathAgent {
         let first = !std::mem::replace(&mut round.decided, true);
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, Some(rtt), now);
-        let changed = first && self.primary != Some(endpoint);
+        let score = |wanted| self.candidates.iter().find(|c| Some(c.endpoint) == wanted).map(PathScore::of);
+        let better = match (score(Some(endpoint)), score(self.primary)) {
+            (Some(new), Some(old)) => first || new.is_clearly_better_than(&old),
+            (Some(_), None) => true,
+            (None, _) => false,
+        };
+        let changed = better && self.primary != Some(endpoint);
         if changed {
             self.primary = Some(endpoint);
         }
@@ -177,11 +184,11 @@ mod tests {
     fn a_moved_peer_is_followed_and_its_old_places_are_forgotten() {
         let (mut agent, now) = (PathAgent::default(), start());
         agent.set_candidates(Origin::Record, &[endpoint(1)]);
-        agent.adopt(endpoint(9), None, now);
+        agent.adopt(endpoint(9), now);
         assert_eq!(agent.endpoints(), [endpoint(9), endpoint(1)]);
         assert!(agent.set_candidates(Origin::Record, &[endpoint(3)]));
         assert!(!agent.knows(endpoint(1)) && agent.knows(endpoint(9)));
-        agent.adopt(endpoint(3), None, now);
+        agent.adopt(endpoint(3), now);
         agent.reset();
         assert_eq!(
             (agent.primary(), agent.endpoints()),

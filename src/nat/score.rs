@@ -1,5 +1,6 @@
 //! The ranking of paths as a derived `Ord`: smaller is better.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use super::candidate::Candidate;
@@ -9,6 +10,8 @@ use super::candidate::Candidate;
 pub struct PathScore {
     /// An endpoint that never answered comes last.
     unproved: bool,
+    /// An IPv6 link-local address works, but means something on one link only and to nobody who reads it in a table.
+    link_local: bool,
     /// Round trip in steps of [`STEP`]; within one step paths are equal, so that jitter does not flap them.
     rtt: u32,
 }
@@ -20,6 +23,14 @@ impl PathScore {
     /// The score of a candidate.
     pub fn of(candidate: &Candidate) -> Self {
         let rtt = candidate.rtt.map_or(u32::MAX, |rtt| (rtt.as_micros() / STEP.as_micros()) as u32);
-        Self { unproved: candidate.answered.is_none(), rtt }
+        let link_local = matches!(candidate.endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
+        Self { unproved: candidate.answered.is_none(), link_local, rtt }
+    }
+
+    /// Whether a path in use is worth leaving for this one: not for a few milliseconds, which are different tomorrow.
+    pub fn is_clearly_better_than(&self, used: &Self) -> bool {
+        (self.unproved, self.link_local) < (used.unproved, used.link_local)
+            && self.rtt <= used.rtt.saturating_mul(2) + 1
+            || (self.unproved, self.link_local) <= (used.unproved, used.link_local) && self.rtt < used.rtt / 2
     }
 }

@@ -79,7 +79,7 @@ impl Node {
             self.outbox.push_back(Transmit { endpoint, bytes: datagram.clone() });
         }
         peer.told = sequence;
-        peer.handshake = Some(Outstanding { initiator, datagram, began, sent: now, attempt });
+        peer.handshake = Some(Outstanding { initiator, datagram, began, attempt });
         self.indices.insert(index, id);
         let wait = retry_delay(attempt, self.rng.next_u32());
         self.timers.set(Timer::Handshake(id), now + wait);
@@ -219,7 +219,6 @@ impl Node {
             .and_then(|peer| peer.handshake.as_mut())
             .filter(|outstanding| outstanding.initiator.index() == index)
             .ok_or(DropReason::HandshakeReplayed)?;
-        let rtt = now.saturating_duration_since(outstanding.sent);
         let (transport, payload) =
             outstanding.initiator.read_response(datagram, now).map_err(|error| refusal(&error))?;
         let noise = self.peers.get(&id).and_then(|peer| peer.noise).ok_or(DropReason::HandshakeMalformed)?;
@@ -230,7 +229,7 @@ impl Node {
         self.absorb(record, now)?;
         self.forget_handshake(id);
         self.indices.insert(index, id);
-        self.promote(id, Arc::new(transport), source, Some(rtt), now);
+        self.promote(id, Arc::new(transport), source, now);
         Ok(())
     }
 
@@ -259,29 +258,22 @@ impl Node {
         let Some(next) = peer.next.take_if(|next| next.transport.local() == local) else { return };
         peer.stamp = peer.stamp.max(next.stamp);
         self.forget_handshake(id);
-        self.promote(id, next.transport, next.endpoint, None, now);
+        self.promote(id, next.transport, next.endpoint, now);
     }
 
     /// `transport` is the session to send with from now on.
-    fn promote(
-        &mut self,
-        id: PeerId,
-        transport: Arc<Transport>,
-        endpoint: SocketAddr,
-        rtt: Option<Duration>,
-        now: Instant,
-    ) {
+    fn promote(&mut self, id: PeerId, transport: Arc<Transport>, endpoint: SocketAddr, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if let Some(oldest) = peer.previous.take() {
             self.indices.remove(&oldest.local());
         }
         peer.previous = peer.current.replace(transport);
-        peer.paths.adopt(endpoint, rtt, now);
+        peer.paths.adopt(endpoint, now);
         peer.failures = 0;
         peer.departed = false;
         let first = !std::mem::replace(&mut peer.connected, true);
         self.timers.cancel(Timer::Reconnect(id));
-        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::CHECK_INTERVAL);
+        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::FIRST_CHECK);
         self.redraw(now);
         self.flush_waiting(id, now);
         self.send_pings(id, now);

@@ -62,8 +62,6 @@ pub(super) struct Outstanding {
     pub(super) datagram: Vec<u8>,
     /// When the first initiation of this try went out.
     pub(super) began: Instant,
-    /// When the latest one went out.
-    pub(super) sent: Instant,
     /// How many were sent before it.
     pub(super) attempt: u32,
 }

@@ -18,6 +18,9 @@ use super::timers::Timer;
 /// then wake an idle node less than once a second.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A new session is looked at so soon: the picture is out by then, and every candidate's round trip can be measured.
+pub(super) const FIRST_CHECK: Duration = Duration::from_millis(100);
+
 /// A peer to whom we sent and who has been silent this long is probed.
 const PROBE_AFTER: Duration = Duration::from_secs(3);
 
@@ -52,7 +55,8 @@ impl Node {
             self.lose(id, "silent", now);
             return;
         }
-        if (warm && silent >= WARM_PROBE_AFTER) || (sent_since && silent >= PROBE_AFTER) {
+        let unmeasured = peer.paths.rtt().is_none();
+        if unmeasured || (warm && silent >= WARM_PROBE_AFTER) || (sent_since && silent >= PROBE_AFTER) {
             self.probe(id, now);
         }
         let age = now.saturating_duration_since(current.created());
@@ -91,7 +95,7 @@ impl Node {
             if !self.is_overlay(endpoint.ip())
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {
-                self.outbox.push_back(Transmit { endpoint, bytes });
+                self.picture.send(Transmit { endpoint, bytes }, &mut self.outbox);
             }
         }
     }
