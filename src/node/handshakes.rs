@@ -45,10 +45,15 @@ const MAX_HELLO: usize = MAX_RECORD + 16;
 
 impl Node {
     /// Begins a handshake with `id` unless one is under way, its key or every endpoint is unknown, or we have no record yet.
+    /// Who has just been answered is about to confirm: a second handshake would only cross the first.
     pub(super) fn initiate(&mut self, id: PeerId, now: Instant) {
-        let ready = self.peers.get(&id).is_some_and(|peer| peer.handshake.is_none() && peer.noise.is_some());
-        if ready {
-            self.send_initiation(id, 0, now, now);
+        let Some(peer) = self.peers.get(&id).filter(|peer| peer.handshake.is_none() && peer.noise.is_some()) else {
+            return;
+        };
+        let patience = peer.next.as_ref().map(|next| next.transport.created() + TIE_BREAK_TIME);
+        match patience.filter(|until| now < *until) {
+            Some(until) => self.timers.set_if_earlier(Timer::Reconnect(id), until),
+            None => self.send_initiation(id, 0, now, now),
         }
     }
 
@@ -264,10 +269,9 @@ impl Node {
     /// `transport` is the session to send with from now on.
     fn promote(&mut self, id: PeerId, transport: Arc<Transport>, endpoint: SocketAddr, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if let Some(oldest) = peer.previous.take() {
+        if let Some(oldest) = peer.succeed(transport) {
             self.indices.remove(&oldest.local());
         }
-        peer.previous = peer.current.replace(transport);
         peer.paths.adopt(endpoint, now);
         peer.failures = 0;
         peer.departed = false;
@@ -325,7 +329,7 @@ impl Node {
             self.indices.remove(&transport.local());
         }
         peer.current = None;
-        peer.previous = None;
+        peer.older.clear();
         peer.next = None;
     }
 

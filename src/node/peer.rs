@@ -17,6 +17,10 @@ const MAX_WAITING: usize = 32;
 /// How long a frame may wait: the kernel's first SYN retry comes after 1 s and replaces it.
 const MAX_WAIT: Duration = Duration::from_secs(3);
 
+/// Sessions kept behind the current one. When two handshakes cross, each side may send with another of the two; the next
+/// one must not cost either.
+const MAX_OLDER: usize = 2;
+
 /// A remote member.
 pub(super) struct Peer {
     pub(super) id: PeerId,
@@ -25,8 +29,8 @@ pub(super) struct Peer {
     pub(super) paths: PathAgent,
     /// The session we send with.
     pub(super) current: Option<Arc<Transport>>,
-    /// The one before, for datagrams still on their way.
-    pub(super) previous: Option<Arc<Transport>>,
+    /// Those before, the latest first, for datagrams still on their way: at most [`MAX_OLDER`].
+    pub(super) older: Vec<Arc<Transport>>,
     /// Ours as responder, until the initiator's first datagram confirms it.
     pub(super) next: Option<Next>,
     pub(super) handshake: Option<Outstanding>,
@@ -73,7 +77,7 @@ impl Peer {
             noise: None,
             paths: PathAgent::default(),
             current: None,
-            previous: None,
+            older: Vec::new(),
             next: None,
             handshake: None,
             cookies: CookieJar::default(),
@@ -115,10 +119,16 @@ impl Peer {
         (fresh, late)
     }
 
+    /// Makes `transport` the session to send with; returns the one that is older than all that are kept.
+    pub(super) fn succeed(&mut self, transport: Arc<Transport>) -> Option<Arc<Transport>> {
+        self.older.splice(0..0, self.current.replace(transport));
+        if self.older.len() > MAX_OLDER { self.older.pop() } else { None }
+    }
+
     /// Every session there is, with our index of it.
     pub(super) fn transports(&self) -> impl Iterator<Item = &Arc<Transport>> {
         let next = self.next.as_ref().map(|next| &next.transport);
-        [self.current.as_ref(), self.previous.as_ref(), next].into_iter().flatten()
+        self.current.iter().chain(&self.older).chain(next)
     }
 
     /// When it was last heard, over any session.

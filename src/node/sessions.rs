@@ -1,11 +1,13 @@
 //! A session lives: probes when it is silent, replacement when it ages, messages, roaming, goodbye.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rand_core::Rng;
 
 use crate::identity::PeerId;
+use crate::session::Transport;
 use crate::session::rekey::{REKEY_AFTER_TIME, RESPONDER_GRACE, is_dead};
 use crate::switch::seal_message;
 use crate::wire::{DropReason, Message};
@@ -40,7 +42,7 @@ impl Node {
         let warm = self.is_warm() && self.roster.get(&id).is_some();
         let Some(peer) = self.peers.get(&id) else { return };
         let Some(current) = peer.current.clone() else {
-            if peer.previous.is_some() || peer.next.is_some() {
+            if !peer.older.is_empty() || peer.next.is_some() {
                 self.timers.set(Timer::Session(id), now + CHECK_INTERVAL);
             } else if warm {
                 self.schedule_reconnect(id, now);
@@ -70,13 +72,12 @@ impl Node {
     /// Forgets sessions past their time.
     fn drop_aged(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let dropped = [
-            peer.current.take_if(|transport| is_dead(transport, now)),
-            peer.previous.take_if(|transport| is_dead(transport, now)),
-            peer.next.take_if(|next| is_dead(&next.transport, now)).map(|next| next.transport),
-        ];
+        let dead = |transport: &Arc<Transport>| is_dead(transport, now);
+        let mut dropped: Vec<_> = peer.older.extract_if(.., |transport| dead(transport)).collect();
+        dropped.extend(peer.current.take_if(|transport| dead(transport)));
+        dropped.extend(peer.next.take_if(|next| dead(&next.transport)).map(|next| next.transport));
         let mut changed = false;
-        for transport in dropped.into_iter().flatten() {
+        for transport in dropped {
             self.indices.remove(&transport.local());
             changed = true;
         }
