@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use meshd::config::NodeConfig;
 use meshd::dht::{Command, Event, LookupKey, QueryId, Record, Sighting, Standing, Verified};
-use meshd::identity::{NoisePublic, PeerId, UnixSeconds};
+use meshd::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 
 use crate::host::HostId;
 use crate::seed::Chance;
@@ -86,8 +86,10 @@ pub struct Model {
 }
 
 struct Member {
-    /// Nodes of one network (and secret) form one control network.
+    /// Who has the secret is in the control network.
     realm: [u8; 32],
+    /// Records are checked against this on arrival.
+    network: NetworkId,
     life: u32,
     peer: PeerId,
     noise: NoisePublic,
@@ -111,6 +113,7 @@ impl Model {
     pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig) {
         let member = Member {
             realm: *config.network.secret.directory_key(),
+            network: config.network.id(),
             life,
             peer: config.key.peer_id(),
             noise: config.key.noise_secret().public(),
@@ -323,10 +326,15 @@ impl Model {
         for (other, hops) in self.component(host, topology) {
             let (low, high) = GOSSIP_HOP;
             let delay = self.chance.between(low * hops, high * hops);
-            if other != host {
+            if other != host && self.accepts(other, &record) {
                 agenda.tells.push((delay, other, Event::Gossip(Verified::clone(&record))));
             }
         }
+    }
+
+    /// Whether `host` lets a record in: a swarm verifies what it receives.
+    fn accepts(&self, host: HostId, record: &Verified<Record>) -> bool {
+        self.members.get(&host).is_some_and(|member| member.network == NetworkId::of_root(&record.chain.root))
     }
 
     /// Puts the host's record into the shards nearest to each of its keys.
@@ -337,7 +345,12 @@ impl Model {
         let reached: Vec<_> = self.component(host, topology).into_iter().map(|(other, _)| other).collect();
         for key in record.lookup_keys() {
             let at = key.directory_key(&realm);
-            for other in self.nearest(&reached, &at) {
+            for other in self
+                .nearest(&reached, &at)
+                .into_iter()
+                .filter(|other| self.accepts(*other, &record))
+                .collect::<Vec<_>>()
+            {
                 let Some(member) = self.members.get_mut(&other) else { continue };
                 let held = member.shard.get(&at).filter(|held| !held.has_expired(unix_now));
                 let better = held.is_none_or(|held| {

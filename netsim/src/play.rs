@@ -52,11 +52,6 @@ impl World {
         (lan, laptops)
     }
 
-    /// Starts a host now.
-    pub fn start(&mut self, host: HostId) {
-        self.start_after(host, Duration::ZERO);
-    }
-
     /// Runs for a while.
     pub fn run_for(&mut self, span: Duration) {
         self.run_until(self.now() + span);

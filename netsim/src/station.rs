@@ -224,7 +224,7 @@ impl Conversation {
         self.answered += 1;
         self.worst = self.worst.max(now - asked);
         self.settle(now);
-        self.unanswered_since = self.waiting.values().next().copied();
+        self.unanswered_since = (!self.waiting.is_empty()).then_some(now);
     }
 
     /// Gives up what has waited too long at `now`, and measures the silence.
@@ -280,10 +280,11 @@ mod tests {
         let _lost = conversation.ask(2 * second);
         let third = conversation.ask(5 * second);
         conversation.answer(third, 6 * second);
+        assert_eq!((conversation.longest_silence, conversation.silent_since), (4 * second, 2 * second));
         conversation.settle(12 * second);
         assert_eq!((conversation.sent, conversation.answered, conversation.doubled, conversation.lost), (3, 2, 1, 1));
         assert_eq!(conversation.worst, second);
-        assert_eq!((conversation.longest_silence, conversation.silent_since), (10 * second, 2 * second));
+        assert_eq!((conversation.longest_silence, conversation.silent_since), (6 * second, 6 * second));
     }
 
     #[test]

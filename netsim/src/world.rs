@@ -138,7 +138,8 @@ enum What {
 }
 
 impl World {
-    /// An empty world. With `NETSIM_TRACE` set it keeps the lines of its trace and prints them when a test fails.
+    /// An empty world. With `NETSIM_TRACE` set ([`Detail::asked`]) it keeps the lines of its trace and prints
+    /// them when a test fails.
     pub fn new(seed: Seed) -> Self {
         #[expect(
             clippy::disallowed_methods,
@@ -146,7 +147,7 @@ impl World {
         )]
         let base = Instant::now();
         let mut keys = seed.chance("keys");
-        let detail = if std::env::var_os("NETSIM_TRACE").is_some() { Detail::Lines } else { Detail::Hash };
+        let detail = std::env::var("NETSIM_TRACE").map_or(Detail::Hash, |text| Detail::asked(&text));
         Self {
             topology: Topology::default(),
             trace: Trace::new(detail),
@@ -242,7 +243,7 @@ impl World {
         id
     }
 
-    /// Starts a host `after` a while, with what it kept on disk.
+    /// Starts a host `after` a while.
     pub fn start_after(&mut self, host: HostId, after: Duration) {
         self.push(after, What::Start(host));
     }
@@ -314,7 +315,7 @@ impl World {
 
     fn handle(&mut self, what: What) {
         match what {
-            What::Start(host) => self.begin(host),
+            What::Start(host) => self.start(host),
             What::Endpoints(host, life) => {
                 if self.hosts[host.0].life == life {
                     self.tell_endpoints(host);
@@ -337,7 +338,11 @@ impl World {
         }
     }
 
-    fn begin(&mut self, id: HostId) {
+    /// Starts a host now, with what it kept on disk.
+    ///
+    /// # Panics
+    /// If it runs already.
+    pub fn start(&mut self, id: HostId) {
         let (now, unix) = (self.base + self.now, self.unix_now());
         let host = &mut self.hosts[id.0];
         assert!(host.process.is_none(), "{} runs already", host.name);
@@ -581,7 +586,7 @@ impl Drop for World {
         let test = std::thread::current().name().unwrap_or("the test").to_owned();
         eprintln!(
             "this world failed at {:?} of virtual time; again: NETSIM_SEED={} cargo test -p netsim {test}\n\
-             with NETSIM_TRACE=1 it prints what happened",
+             with NETSIM_TRACE=FROM..TO (seconds) it prints what happened",
             self.now, self.seed.0
         );
     }
