@@ -211,7 +211,7 @@ struct Source {
     depth: usize,
     text: String,
     words: Vec<Word>,
-    /// The line of `#[cfg(test)] mod`, or one beyond the last.
+    /// The line of `#[cfg(test)] mod`, or one beyond the last; 1 in a file that is nothing but tests.
     tests_from: usize,
 }
 
@@ -219,10 +219,10 @@ impl Source {
     fn read(root: &Path, path: &Path) -> Self {
         let text = std::fs::read_to_string(path).expect("a source file is readable");
         let words = words(&text);
-        let tests_from = words
-            .windows(8)
-            .find(|w| w.iter().map(|word| word.text.as_str()).eq(["#", "[", "cfg", "(", "test", ")", "]", "mod"]))
-            .map_or(text.lines().count() + 1, |w| w[0].line);
+        let tests_from = match path.file_stem().and_then(|stem| stem.to_str()) {
+            Some("tests" | "testing") => 1,
+            _ => begin_of_tests(&words).unwrap_or(text.lines().count() + 1),
+        };
         let path = path.strip_prefix(root).expect("below the root").to_string_lossy().into_owned();
         let (room, depth) = match path.strip_prefix("src/") {
             Some(inside) => {
@@ -304,6 +304,19 @@ impl Source {
         }
         at
     }
+}
+
+/// The line of the first `#[cfg(test)]` before a `mod … {`.
+fn begin_of_tests(words: &[Word]) -> Option<usize> {
+    let is_test = |at: usize| {
+        words[at..].iter().take(7).map(|word| word.text.as_str()).eq(["#", "[", "cfg", "(", "test", ")", "]"])
+    };
+    (0..words.len()).filter(|at| is_test(*at)).find_map(|at| {
+        let item = words[at + 7..].iter().position(|word| matches!(word.text.as_str(), "{" | ";"))?;
+        let inline = words[at + 7 + item].text == "{";
+        let module = words[at + 7..at + 7 + item].iter().any(|word| word.text == "mod");
+        (inline && module).then_some(words[at].line)
+    })
 }
 
 fn sources() -> Vec<Source> {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use meshd::identity::NetworkSecret;
 use meshd::wire::DropReason;
 use netsim::network::UNIX_START;
-use netsim::world::PORT;
 use netsim::{HostId, Network, Seed, World};
 
 const MS: Duration = Duration::from_millis(1);
