@@ -331,19 +331,12 @@ fn the_operators_ping_and_lookup_answer() {
     let (mut world, laptops) = settled_lan(960, 5);
     world.run_for(5 * SECOND);
     let name = world.host(laptops[3]).name.to_string();
-    match world.ask(laptops[0], Command::Ping { peer: name.clone() }) {
-        Reply::Pong(pong) => {
-            assert_eq!(pong.name, name);
-            assert!(pong.rtt_ms > 0.3 && pong.rtt_ms < 2.0, "{} ms", pong.rtt_ms);
-        }
-        reply => panic!("ping? {reply:?}"),
-    }
+    let Reply::Pong(pong) = world.ask(laptops[0], Command::Ping { peer: name.clone() }) else { panic!("no pong") };
+    assert_eq!(pong.name, name);
+    assert!(pong.rtt_ms > 0.3 && pong.rtt_ms < 2.0, "{} ms", pong.rtt_ms);
     let mac: Mac = world.host(laptops[3]).station.mac;
-    match world.ask(laptops[0], Command::Lookup { key: mac.to_string() }) {
-        Reply::Lookup(found) => {
-            assert_eq!(found.name, name);
-            assert!(found.shards.len() >= 4, "{:?}", found.shards);
-        }
-        reply => panic!("lookup? {reply:?}"),
-    }
+    let lookup = Command::Lookup { key: mac.to_string() };
+    let Reply::Lookup(found) = world.ask(laptops[0], lookup) else { panic!("nothing found") };
+    assert_eq!(found.name, name);
+    assert!(found.shards.len() >= 4, "{:?}", found.shards);
 }
