@@ -85,7 +85,11 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let lane = Lane::start(0, device.queue()?, Arc::clone(&socket), &fib, &to_control)?;
 
     let (interfaces_to_us, interfaces) = mpsc::channel(INTERFACES);
-    tokio::spawn(netlink::watch(interfaces_to_us));
+    tokio::spawn(async {
+        if let Err(error) = netlink::watch(interfaces_to_us).await {
+            tracing::warn!("changes of the network interfaces go unnoticed: {error:#}");
+        }
+    });
     let (commands_to_us, commands) = mpsc::channel(COMMANDS);
     tokio::spawn(server.serve(commands_to_us));
 
@@ -449,4 +453,89 @@ fn seed() -> anyhow::Result<[u8; 32]> {
 /// Unix seconds. A clock before 1970 is as wrong as any; certificates will say so.
 fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::dht::LookupKey;
+    use crate::dht::QueryId;
+    use crate::identity::{NetworkSecret, PeerId, default_prefix};
+
+    fn network() -> NetworkConfig {
+        let root = PeerId([7; 32]);
+        let prefix = default_prefix(&crate::identity::NetworkId::of_root(&root));
+        let name = "test".to_owned().try_into().expect("a name");
+        NetworkConfig { name, root, secret: NetworkSecret::new([1; 32]), prefix }
+    }
+
+    fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
+        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), future).await }).expect("in time")
+    }
+
+    #[test]
+    fn addresses_of_the_overlay_are_known_in_every_form() {
+        let overlay = Overlay(network());
+        let inside = Ipv4Addr::from(overlay.0.prefix.address().to_bits() + 9);
+        let ula = ula_prefix(&overlay.0.id());
+        assert!(overlay.contains(inside.into()) && overlay.contains(inside.to_ipv6_mapped().into()));
+        assert!(overlay.contains(ula.into()));
+        assert!(!overlay.contains(Ipv4Addr::new(192, 0, 2, 1).into()));
+        assert!(!overlay.contains("fd00::1".parse().expect("an address")));
+    }
+
+    #[test]
+    fn a_busy_directory_gets_every_lookup_but_only_the_last_endpoints() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut directory = Directory { sender, wishes: VecDeque::new() };
+        let lookup = |id| dht::Command::Lookup { id: QueryId(id), key: LookupKey::Ip(Ipv4Addr::LOCALHOST.into()) };
+        let listening = |port| dht::Command::Listening(vec![(Ipv4Addr::LOCALHOST, port).into()]);
+        for wish in [lookup(1), listening(1), lookup(2), listening(2)] {
+            directory.wish(wish);
+        }
+        let got = on_a_runtime(async {
+            let mut got = Vec::new();
+            for left in [2, 1, 0] {
+                got.push(format!("{:?}", receiver.recv().await.expect("the sender lives")));
+                if left > 0 {
+                    directory.has_room().await;
+                }
+            }
+            got
+        });
+        assert_eq!(got, [lookup(1), lookup(2), listening(2)].map(|wish| format!("{wish:?}")));
+    }
+
+    #[test]
+    fn what_a_busy_directory_cannot_keep_is_bounded() {
+        let (sender, _receiver) = mpsc::channel(1);
+        let mut directory = Directory { sender, wishes: VecDeque::new() };
+        for id in 0..2 * WISHES as u64 {
+            directory.wish(dht::Command::Lookup { id: QueryId(id), key: LookupKey::Ip(Ipv4Addr::LOCALHOST.into()) });
+        }
+        assert_eq!(directory.wishes.len(), WISHES);
+        directory.wish(dht::Command::Listening(Vec::new()));
+        assert!(matches!(directory.wishes.back(), Some(dht::Command::Listening(_))));
+    }
+
+    #[test]
+    fn the_last_of_many_writes_is_what_the_disk_keeps() {
+        let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
+        std::fs::create_dir_all(&folder).expect("a folder");
+        on_a_runtime(async {
+            let mut saver = Saver { folder: folder.clone(), wanted: None, running: None };
+            for number in 0..5u8 {
+                saver.save(vec![vec![number; 3]]);
+            }
+            while saver.running.is_some() {
+                saver.written().await;
+            }
+        });
+        assert_eq!(store::load_records(&folder), [[4; 3]]);
+        std::fs::remove_dir_all(folder).expect("clean up");
+    }
 }

@@ -1,8 +1,8 @@
 //! Logs, on stderr. Levels as in DESIGN: a change the user sees is INFO, a decision DEBUG, a datagram TRACE.
 //!
 //! At a terminal a line is just what happened; journald brings its own clock; only a plain file gets timestamps.
-//! Libraries speak up from WARN, but netlink's: it warns of every attribute that a newer kernel has. Secrets have no
-//! `Debug` that shows them, so no log line can.
+//! Libraries speak up from WARN, but for two that warn of what is usual: netlink of attributes that a newer kernel has,
+//! Kademlia of being alone. Secrets have no `Debug` that shows them, so no log line can.
 
 use std::io::{self, IsTerminal};
 
@@ -11,9 +11,9 @@ use tracing_subscriber::EnvFilter;
 /// Starts logging; `verbose` counts the `-v`. MESHD_LOG, a filter as of `tracing_subscriber`, beats it.
 pub fn start(verbose: u8) {
     let directives = match verbose {
-        0 => "warn,netlink_packet_route=error,meshd=info",
-        1 => "warn,netlink_packet_route=error,meshd=debug",
-        2 => "warn,netlink_packet_route=error,meshd=trace",
+        0 => "warn,netlink_packet_route=error,libp2p_kad=error,meshd=info",
+        1 => "warn,netlink_packet_route=error,libp2p_kad=error,meshd=debug",
+        2 => "warn,netlink_packet_route=error,libp2p_kad=error,meshd=trace",
         _ => "debug,meshd=trace",
     };
     let filter = EnvFilter::try_from_env("MESHD_LOG").unwrap_or_else(|_| EnvFilter::new(directives));
