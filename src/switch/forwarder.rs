@@ -649,7 +649,9 @@ mod tests {
                     plaintext[0] = kind;
                     plaintext[1] &= if kind == 2 { 0x83 } else { 0 };
                     plaintext[2..8].fill(0);
-                    plaintext.get_mut(14..20).map(|source| source.copy_from_slice(&mac(1).0));
+                    if let Some(source) = plaintext.get_mut(14..20) {
+                        source.copy_from_slice(&mac(1).0);
+                    }
                 }
                 let before = ingress.counters().iter().map(|(_, count)| count).sum::<u64>();
                 let verdict = judged(&a, &b, &mut ingress, &plaintext, now);
