@@ -9,7 +9,7 @@
 //! Three things of `mdns-sd` shape this file. It joins the multicast group on *every* interface that is up when it
 //! starts, so a beacon should start before the TAP does (if it does not, the TAP sees one IGMP report, never mDNS). It
 //! never repeats a record within one second (RFC 6762, section 6), so a node that announced just before its neighbour
-//! listened is heard a second later; hence we listen and ask first and announce [`LISTEN_FIRST`] later. And its cache has no
+//! listened is heard a second later; hence we listen and ask first and announce `LISTEN_FIRST` later. And its cache has no
 //! bound, so it is started afresh when a LAN fills it.
 
 #![expect(clippy::disallowed_methods, reason = "mDNS is I/O: epochs and stamps are read off the wall clock here")]

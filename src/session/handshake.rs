@@ -13,7 +13,7 @@
 //! 1216     mac2 (16), zero without a cookie
 //! ```
 //!
-//! Before the opaque payload stands an [`Offer`] of 8 bytes: version, whether the sender has AES in hardware, the
+//! Before the opaque payload stands an `Offer` of 8 bytes: version, whether the sender has AES in hardware, the
 //! payload's length, and the sender's index once more. Being sealed and part of the transcript, it cannot be changed on the way: whoever
 //! flips the AES bit or the index destroys the message, so nobody but the two ends has a say in the cipher.
 //!
