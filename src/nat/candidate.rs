@@ -27,6 +27,11 @@ impl Origins {
         self.0 |= origin as u8;
     }
 
+    /// Whether this one says so.
+    pub fn contains(&self, origin: Origin) -> bool {
+        self.0 & origin as u8 != 0
+    }
+
     /// One says so no longer; true if nobody does any more.
     pub fn remove(&mut self, origin: Origin) -> bool {
         self.0 &= !(origin as u8);

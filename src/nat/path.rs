@@ -135,6 +135,20 @@ impl PathAgent {
         Some((rtt, changed))
     }
 
+    /// The peer's record is no longer valid: where it was becomes a memory, worth a try now and then.
+    pub fn retire(&mut self) {
+        self.reset();
+        for candidate in &mut self.candidates {
+            candidate.origins = Origins::default();
+            candidate.origins.insert(Origin::Remembered);
+        }
+    }
+
+    /// Whether an invite, or an earlier time, says where the peer was.
+    pub fn is_remembered(&self) -> bool {
+        self.candidates.iter().any(|candidate| candidate.origins.contains(Origin::Remembered))
+    }
+
     /// The peer is gone: nothing is proved any more, and observed endpoints are forgotten.
     pub fn reset(&mut self) {
         self.primary = None;

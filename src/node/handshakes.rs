@@ -30,9 +30,18 @@ use super::{Node, Peer};
 const MAX_TARGETS: usize = 8;
 
 /// Between tries of a peer that does not answer: 5 s, doubled up to a minute. A minute after a switch is plugged in
-/// again everybody is found even without mDNS, at one small datagram a minute and absent member.
+/// again everybody is found even without mDNS.
 const RECONNECT_FIRST: Duration = Duration::from_secs(5);
 const RECONNECT_MAX: Duration = Duration::from_secs(60);
+
+/// After this many tries in vain, half an hour, a peer is tried every ten minutes only: it is off, or elsewhere, and will
+/// try us when it is back. A hundred bytes a minute and absent member remain.
+const RECONNECT_TIRED: u32 = 30;
+const RECONNECT_RARE: Duration = Duration::from_secs(600);
+
+/// A try of a peer that was absent before, and for which nothing waits, ends after this: three initiations, of which
+/// the last may take a second, as over a satellite.
+const RECONNECT_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// The payload of a handshake message.
 #[derive(Serialize, Deserialize)]
@@ -67,8 +76,12 @@ impl Node {
         let hello = canonical::encode(&Hello { stamp, record });
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(noise) = peer.noise else { return };
-        let targets = self.targets(id);
+        let mut targets = self.targets(id);
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        // A session that is merely replaced has a path that works; only if it does not, the others are tried.
+        if attempt == 0 && peer.current.is_some() && peer.paths.primary().is_some() {
+            targets.truncate(1);
+        }
         if targets.is_empty() {
             return;
         }
@@ -113,7 +126,9 @@ impl Node {
     pub(super) fn retry_handshake(&mut self, id: PeerId, now: Instant) {
         let Some(outstanding) = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref()) else { return };
         let (attempt, began) = (outstanding.attempt + 1, outstanding.began);
-        if now < began + GIVE_UP_AFTER {
+        let hopeless = self.peers.get(&id).is_some_and(|peer| peer.failures > 0 && !peer.has_waiting());
+        let patience = if hopeless && !self.is_pinged(id) { RECONNECT_PATIENCE } else { GIVE_UP_AFTER };
+        if now < began + patience {
             self.send_initiation(id, attempt, began, now);
             return;
         }
@@ -130,12 +145,13 @@ impl Node {
 
     /// In a small network an absent member is tried again and again, ever more rarely.
     pub(super) fn schedule_reconnect(&mut self, id: PeerId, now: Instant) {
-        let known = self.roster.get(&id).is_some();
         let Some(peer) = self.peers.get(&id) else { return };
+        let known = self.roster.get(&id).is_some() || peer.paths.is_remembered();
         if peer.departed || !known || !self.is_warm() {
             return;
         }
         let wait = (RECONNECT_FIRST * (1 << peer.failures.min(5))).min(RECONNECT_MAX);
+        let wait = if peer.failures < RECONNECT_TIRED { wait } else { RECONNECT_RARE };
         let wait = self.jittered(wait);
         self.timers.set(Timer::Reconnect(id), now + wait);
     }
@@ -209,7 +225,7 @@ impl Node {
             self.indices.remove(&replaced.transport.local());
         }
         self.indices.insert(index, id);
-        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::CHECK_INTERVAL);
+        self.timers.set_if_earlier(Timer::Session(id), self.clock.next_look(now));
         self.redraw(now);
         self.picture.hold(Transmit { endpoint: source, bytes });
         Ok(())

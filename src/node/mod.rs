@@ -50,6 +50,7 @@ use self::operator::Pings;
 use self::own::Own;
 use self::peer::Peer;
 use self::picture::Picture;
+use self::sessions::CHECK_INTERVAL;
 use self::timers::{Timer, Timers};
 
 /// Up to so many members, sessions are kept with everybody whether used or not, so that presence is known and floods
@@ -88,11 +89,21 @@ pub struct Node {
 struct Clock {
     start: Instant,
     unix_start: UnixSeconds,
+    /// Where in [`CHECK_INTERVAL`] our looks at sessions fall, so that machines that got power together do not look together.
+    phase: Duration,
 }
 
 impl Clock {
     fn unix(&self, now: Instant) -> UnixSeconds {
         self.unix_start + now.saturating_duration_since(self.start).as_secs()
+    }
+
+    /// The next of the looks that all peers share, after `now`.
+    fn next_look(&self, now: Instant) -> Instant {
+        let interval = CHECK_INTERVAL.as_millis() as u64;
+        let since = (now.saturating_duration_since(self.start) + self.phase).as_millis() as u64;
+        let next = Duration::from_millis((since / interval + 1) * interval);
+        self.start + next - self.phase
     }
 }
 
@@ -105,7 +116,7 @@ impl Node {
         rng.fill_bytes(&mut gate_seed);
         let mut node = Self {
             network,
-            clock: Clock { start: now, unix_start: unix_now },
+            clock: Clock { start: now, unix_start: unix_now, phase: CHECK_INTERVAL * (rng.next_u32() % 256) / 256 },
             local: Local::new(&config.key.noise_secret(), &config.network.secret, config.hardware_aes),
             gate: Gate::new(gate_seed, now),
             own: Own::new(&config, &network),

@@ -35,6 +35,11 @@ struct Ping {
 }
 
 impl Node {
+    /// Whether an operator waits for an answer of this peer.
+    pub(super) fn is_pinged(&self, id: PeerId) -> bool {
+        self.pings.0.values().any(|ping| ping.peer == id)
+    }
+
     pub(super) fn status(&self, now: Instant) -> Status {
         Status {
             network: self.config.network.name.to_string(),

@@ -24,6 +24,10 @@ const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 /// Records are written to disk this long after a change: one write for a whole LAN that comes up.
 const PERSIST_AFTER: Duration = Duration::from_secs(3);
 
+/// Members remembered beyond their records: the colleagues of an office. More could only be a large network, and that
+/// is found again through any one of them.
+const MAX_REMEMBERED: usize = 64;
+
 /// Records kept on disk: enough to find a large network again; a quarter of a megabyte.
 const MAX_PERSISTED: usize = 256;
 
@@ -204,16 +208,26 @@ impl Node {
         self.try_candidates(id, &before, now);
     }
 
-    /// Forgets the members whose records have expired, with their sessions: a record ends with the membership.
+    /// Ends the sessions of members whose records have expired. Where they were is remembered: who was apart from the
+    /// rest for an afternoon has seen every record expire, and must find somebody again. An ended membership is not.
     pub(super) fn expire_records(&mut self, now: Instant) {
         self.timers.set(Timer::Expire, now + EXPIRE_INTERVAL);
-        for id in self.roster.remove_expired(self.clock.unix(now)) {
-            if id != self.own.peer {
-                self.lose(id, "its membership or record expired", now);
-                self.forget_sessions(id);
-                self.peers.remove(&id);
-            }
+        let unix = self.clock.unix(now);
+        let expelled: Vec<_> =
+            self.roster.iter().filter(|record| record.membership().not_after() < unix).map(Verified::peer).collect();
+        for id in self.roster.remove_expired(unix) {
             self.redraw(now);
+            if id == self.own.peer {
+                continue;
+            }
+            self.lose(id, "its membership or record expired", now);
+            self.forget_sessions(id);
+            if expelled.contains(&id) || self.peers.len() > self.roster.len() + MAX_REMEMBERED {
+                self.peers.remove(&id);
+            } else if let Some(peer) = self.peers.get_mut(&id) {
+                peer.paths.retire();
+                self.schedule_reconnect(id, now);
+            }
         }
     }
 

@@ -16,8 +16,8 @@ use super::Node;
 use super::event::{PeerChange, Transmit};
 use super::timers::Timer;
 
-/// Between two looks at a peer's sessions. Five seconds are fine enough for everything below, and four warm peers
-/// then wake an idle node less than once a second.
+/// Between two looks at all peers' sessions, which happen together: an idle node wakes every five seconds, however many
+/// peers it has. That is fine enough for everything below.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A new session is looked at so soon: the picture is out by then, and every candidate's round trip can be measured.
@@ -43,13 +43,13 @@ impl Node {
         let Some(peer) = self.peers.get(&id) else { return };
         let Some(current) = peer.current.clone() else {
             if !peer.older.is_empty() || peer.next.is_some() {
-                self.timers.set(Timer::Session(id), now + CHECK_INTERVAL);
+                self.timers.set(Timer::Session(id), self.clock.next_look(now));
             } else if warm {
                 self.schedule_reconnect(id, now);
             }
             return;
         };
-        self.timers.set(Timer::Session(id), now + CHECK_INTERVAL);
+        self.timers.set(Timer::Session(id), self.clock.next_look(now));
         let heard = peer.last_heard().unwrap_or_else(|| current.created());
         let silent = now.saturating_duration_since(heard);
         let sent_since = current.last_sent().is_some_and(|sent| sent > heard);
@@ -57,11 +57,15 @@ impl Node {
             self.lose(id, "silent", now);
             return;
         }
-        let unmeasured = peer.paths.rtt().is_none();
-        if unmeasured || (warm && silent >= WARM_PROBE_AFTER) || (sent_since && silent >= PROBE_AFTER) {
-            self.probe(id, now);
-        }
         let age = now.saturating_duration_since(current.created());
+        let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
+        if unmeasured || silent >= WARM_PROBE_AFTER + CHECK_INTERVAL || (sent_since && silent >= PROBE_AFTER) {
+            if warm || sent_since || unmeasured {
+                self.probe(id, now);
+            }
+        } else if warm && silent >= WARM_PROBE_AFTER {
+            self.probe_primary(id, now);
+        }
         let due = REKEY_AFTER_TIME + if current.is_initiator() { Duration::ZERO } else { RESPONDER_GRACE };
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if age >= due && (warm || used) {
@@ -88,11 +92,20 @@ impl Node {
 
     /// Probes every candidate of a peer; the first answer makes the primary.
     pub(super) fn probe(&mut self, id: PeerId, now: Instant) {
+        self.probe_best(id, usize::MAX, now);
+    }
+
+    /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
+    fn probe_primary(&mut self, id: PeerId, now: Instant) {
+        self.probe_best(id, 1, now);
+    }
+
+    fn probe_best(&mut self, id: PeerId, count: usize, now: Instant) {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
         let endpoints = peer.paths.begin_round(nonce, now);
-        for endpoint in endpoints {
+        for endpoint in endpoints.into_iter().take(count) {
             if !self.is_overlay(endpoint.ip())
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {
