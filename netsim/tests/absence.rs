@@ -1,0 +1,85 @@
+//! Who was away: contacts that sleep, afternoons without a network, nights. Without mDNS nobody is told of anybody.
+
+use std::time::Duration;
+
+use netsim::{Seed, World};
+
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn a_newcomer_waits_for_its_only_contact() {
+    for (seed, asleep) in [(1, MINUTE), (2, 20 * MINUTE), (3, 3 * HOUR)] {
+        let mut world = World::new(Seed::or(4000 + seed));
+        let internet = world.internet();
+        let hosts = world.laptops(2, internet);
+        world.introduce(hosts[1], &hosts[..1]);
+        world.start(hosts[1]);
+        world.run_for(asleep);
+        world.start(hosts[0]);
+        world.settle_within(12 * MINUTE);
+    }
+}
+
+#[test]
+fn an_afternoon_apart_is_bridged_without_mdns() {
+    for (seed, apart) in [(1, 30 * MINUTE), (2, 5 * HOUR), (3, 30 * HOUR)] {
+        let mut world = World::new(Seed::or(4100 + seed));
+        let internet = world.internet();
+        let hosts = world.laptops(4, internet);
+        for host in &hosts[1..] {
+            world.introduce(*host, &hosts[..1]);
+        }
+        for host in &hosts {
+            world.start(*host);
+        }
+        world.settle_within(30 * SECOND);
+        world.partition(internet, &[&hosts[..2], &hosts[2..]]);
+        world.run_for(apart);
+        world.partition(internet, &[]);
+        world.settle_within(12 * MINUTE);
+    }
+}
+
+#[test]
+fn a_laptop_whose_line_was_down_for_hours_is_back_at_once() {
+    for (seed, away) in [(1, HOUR), (2, 5 * HOUR), (3, 60 * HOUR)] {
+        let mut world = World::new(Seed::or(4200 + seed));
+        let internet = world.internet();
+        let hosts = world.laptops(4, internet);
+        for host in &hosts[1..] {
+            world.introduce(*host, &hosts[..1]);
+        }
+        for host in &hosts {
+            world.start(*host);
+        }
+        world.settle_within(30 * SECOND);
+        world.plug(hosts[3], false);
+        world.run_for(away);
+        world.plug(hosts[3], true);
+        world.settle_within(5 * SECOND);
+    }
+}
+
+#[test]
+fn a_laptop_that_was_off_for_a_night_finds_whoever_is_still_where_it_was() {
+    let mut world = World::new(Seed::or(4300));
+    let internet = world.internet();
+    let hosts = world.laptops(4, internet);
+    for host in &hosts[1..] {
+        world.introduce(*host, &hosts[..1]);
+    }
+    for host in &hosts {
+        world.start(*host);
+    }
+    world.settle_within(30 * SECOND);
+    world.run_for(MINUTE);
+    world.stop(hosts[3], true);
+    world.run_for(HOUR);
+    // The one that invited everybody is gone for ever.
+    world.stop(hosts[0], false);
+    world.run_for(14 * HOUR);
+    world.start(hosts[3]);
+    world.settle_within(5 * SECOND);
+}
