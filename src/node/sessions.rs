@@ -8,7 +8,6 @@ use rand_core::Rng;
 
 use crate::identity::PeerId;
 use crate::session::Transport;
-use crate::session::rekey::{REKEY_AFTER_TIME, RESPONDER_GRACE, is_dead};
 use crate::switch::seal_message;
 use crate::wire::{DropReason, Message};
 
@@ -66,9 +65,8 @@ impl Node {
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
-        let due = REKEY_AFTER_TIME + if current.is_initiator() { Duration::ZERO } else { RESPONDER_GRACE };
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
-        if age >= due && (warm || used) {
+        if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
         }
     }
@@ -76,7 +74,7 @@ impl Node {
     /// Forgets sessions past their time.
     fn drop_aged(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let dead = |transport: &Arc<Transport>| is_dead(transport, now);
+        let dead = |transport: &Arc<Transport>| transport.is_dead(now);
         let mut dropped: Vec<_> = peer.older.extract_if(.., |transport| dead(transport)).collect();
         dropped.extend(peer.current.take_if(|transport| dead(transport)));
         dropped.extend(peer.next.take_if(|next| dead(&next.transport)).map(|next| next.transport));

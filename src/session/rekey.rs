@@ -1,11 +1,9 @@
-//! When a session is to be replaced, when it is dead, and when a handshake is tried again. Times and counts as WireGuard
+//! When a session is to be replaced, when it is dead, and when a handshake is tried again; [`super::Transport`] applies it. Times and counts as WireGuard
 //! has them (section 6.1); the retries are faster, because a mesh tries many candidates that do not answer.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::identity::PeerId;
-
-use super::transport::Transport;
 
 /// After this a session in use is replaced: two minutes bound what one stolen key opens; half would double the
 /// handshakes of every pair for little.
@@ -38,29 +36,6 @@ pub const GIVE_UP_AFTER: Duration = Duration::from_secs(20);
 /// How long our own initiation may make us ignore the peer's: as long as an answer may take. See [`our_initiation_wins`].
 pub const TIE_BREAK_TIME: Duration = Duration::from_secs(1);
 
-/// When `transport` is to be replaced for its age: at [`REKEY_AFTER_TIME`] by the initiator, [`RESPONDER_GRACE`] later
-/// by the responder, so that both do not begin at once. `None` while it has carried no data of ours: an idle session may die.
-pub fn replace_at(transport: &Transport) -> Option<Instant> {
-    transport.last_sent()?;
-    let grace = if transport.is_initiator() { Duration::ZERO } else { RESPONDER_GRACE };
-    Some(transport.created() + REKEY_AFTER_TIME + grace)
-}
-
-/// Whether `transport` is to be replaced now, for its age or for its count.
-pub fn is_due(transport: &Transport, now: Instant) -> bool {
-    transport.sealed() >= REKEY_AFTER_MESSAGES || replace_at(transport).is_some_and(|at| at <= now)
-}
-
-/// When `transport` dies of age.
-pub fn dies_at(transport: &Transport) -> Instant {
-    transport.created() + REJECT_AFTER_TIME
-}
-
-/// Whether `transport` seals nothing any more, for its age or for its count.
-pub fn is_dead(transport: &Transport, now: Instant) -> bool {
-    now >= dies_at(transport) || transport.sealed() >= REJECT_AFTER_MESSAGES - 1
-}
-
 /// How long to wait for an answer to try number `attempt`, counted from 0, before the next: [`FIRST_RETRY`], doubling to
 /// [`MAX_RETRY`], and up to a quarter more by `random`, so that nodes that lost power together do not retry together.
 pub fn retry_delay(attempt: u32, random: u32) -> Duration {
@@ -78,56 +53,8 @@ pub fn our_initiation_wins(ours: &PeerId, theirs: &PeerId) -> bool {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use zeroize::Zeroizing;
 
-    use super::super::transport::{Cipher, Keys};
     use super::*;
-
-    #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
-    fn start() -> Instant {
-        Instant::now()
-    }
-
-    fn transport(initiator: bool, now: Instant) -> Transport {
-        let key = || Zeroizing::new([1; 32]);
-        let cipher = Cipher::Aes256Gcm;
-        Transport::new(&Keys { send: key(), receive: key(), cipher, local: 1, remote: 2, initiator }, now)
-    }
-
-    #[test]
-    fn a_session_in_use_is_replaced_by_its_initiator_first() {
-        let now = start();
-        for (initiator, after) in [(true, REKEY_AFTER_TIME), (false, REKEY_AFTER_TIME + RESPONDER_GRACE)] {
-            let transport = transport(initiator, now);
-            transport.note_sent(now + Duration::from_secs(1));
-            assert_eq!(replace_at(&transport), Some(now + after));
-            assert!(!is_due(&transport, now + after - Duration::from_millis(1)) && is_due(&transport, now + after));
-            assert!(now + after + GIVE_UP_AFTER < dies_at(&transport), "there is time for every retry");
-        }
-    }
-
-    #[test]
-    fn an_idle_session_is_left_to_die() {
-        let now = start();
-        let transport = transport(true, now);
-        assert_eq!(replace_at(&transport), None);
-        assert!(!is_due(&transport, now + REJECT_AFTER_TIME));
-        assert!(!is_dead(&transport, now + REJECT_AFTER_TIME - Duration::from_millis(1)));
-        assert!(is_dead(&transport, now + REJECT_AFTER_TIME));
-    }
-
-    #[test]
-    fn a_session_is_replaced_and_ends_by_count_too() {
-        let now = start();
-        let transport = transport(false, now);
-        transport.reserve(REKEY_AFTER_MESSAGES - 1, now).expect("counters");
-        assert!(!is_due(&transport, now));
-        transport.reserve(1, now).expect("a counter");
-        assert!(is_due(&transport, now) && !is_dead(&transport, now));
-        transport.reserve(REJECT_AFTER_MESSAGES - REKEY_AFTER_MESSAGES - 1, now).expect("counters");
-        assert!(is_dead(&transport, now));
-        assert_eq!(transport.reserve(1, now), None);
-    }
 
     #[test]
     fn retries_double_to_five_seconds_and_end_after_seven() {

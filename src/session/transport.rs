@@ -5,14 +5,14 @@
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use zeroize::Zeroizing;
 
 use crate::wire::header::{HEADER_LEN, Header, TAG_LEN};
 
-use super::rekey::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME};
+use super::rekey::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, RESPONDER_GRACE};
 use super::replay::ReplayWindow;
 
 /// Which AEAD seals a session's datagrams.
@@ -204,7 +204,19 @@ impl Transport {
 
     fn instant(&self, millis: &AtomicU64) -> Option<Instant> {
         let millis = millis.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(self.created + std::time::Duration::from_millis(millis))
+        Some(self.created + Duration::from_millis(millis))
+    }
+
+    /// Whether it is to be replaced, for its age (by the initiator first) or for its count, if it is still wanted.
+    pub fn is_due(&self, now: Instant) -> bool {
+        let grace = if self.initiator { Duration::ZERO } else { RESPONDER_GRACE };
+        let age = now.saturating_duration_since(self.created);
+        age >= REKEY_AFTER_TIME + grace || self.sealed() >= REKEY_AFTER_MESSAGES
+    }
+
+    /// Whether it seals nothing any more, for its age or for its count.
+    pub fn is_dead(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.created) >= REJECT_AFTER_TIME || self.sealed() >= REJECT_AFTER_MESSAGES - 1
     }
 
     /// How many datagrams were sealed.
@@ -241,8 +253,6 @@ impl std::fmt::Debug for Transport {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn pair(cipher: Cipher, now: Instant) -> (Transport, Transport) {
@@ -315,5 +325,31 @@ mod tests {
         assert!(a.reserve(2, now).is_some());
         assert_eq!(a.reserve(64, now), None);
         assert_eq!(a.sealed(), REJECT_AFTER_MESSAGES - 1);
+    }
+
+    #[test]
+    fn a_session_is_replaced_by_its_initiator_first_and_dies_a_minute_later() {
+        let now = start();
+        let (ours, theirs) = pair(Cipher::Aes256Gcm, now);
+        let tick = Duration::from_millis(1);
+        for (transport, after) in [(ours, REKEY_AFTER_TIME), (theirs, REKEY_AFTER_TIME + RESPONDER_GRACE)] {
+            assert!(!transport.is_due(now + after - tick) && transport.is_due(now + after));
+            let retries_end = now + after + super::super::rekey::GIVE_UP_AFTER;
+            assert!(!transport.is_dead(retries_end), "there is time for every retry");
+            assert!(!transport.is_dead(now + REJECT_AFTER_TIME - tick) && transport.is_dead(now + REJECT_AFTER_TIME));
+        }
+    }
+
+    #[test]
+    fn a_session_is_replaced_and_ends_by_count_too() {
+        let now = start();
+        let (transport, _) = pair(Cipher::Aes256Gcm, now);
+        transport.reserve(REKEY_AFTER_MESSAGES - 1, now).expect("counters");
+        assert!(!transport.is_due(now));
+        transport.reserve(1, now).expect("a counter");
+        assert!(transport.is_due(now) && !transport.is_dead(now));
+        transport.reserve(REJECT_AFTER_MESSAGES - REKEY_AFTER_MESSAGES - 1, now).expect("counters");
+        assert!(transport.is_dead(now));
+        assert_eq!(transport.reserve(1, now), None);
     }
 }
