@@ -29,7 +29,7 @@ use crate::node::{Command, CommandId, Event, Node, Reply};
 use crate::switch::Fib;
 use crate::tap::device::Device;
 use crate::tap::queue::Queue;
-use crate::wire::{Counters, DropReason};
+use crate::wire::{Counters, DatagramKind, DropReason};
 
 use super::lane::{self, FromLane, Lane};
 use super::netlink::{self, Interface, TapAddresses};
@@ -258,7 +258,12 @@ impl Control {
         if self.overlay.contains(endpoint.ip()) {
             return Err(std::io::Error::other("it is inside the overlay"));
         }
-        self.socket.try_send(endpoint, bytes)
+        match DatagramKind::of(bytes) {
+            Some(DatagramKind::Cookie) => self.socket.try_send_unproved(endpoint, bytes),
+            Some(DatagramKind::Initiation | DatagramKind::Response | DatagramKind::Sealed) | None => {
+                self.socket.try_send(endpoint, bytes)
+            }
+        }
     }
 
     fn handle_event(&mut self, event: Event) {

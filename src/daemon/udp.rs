@@ -7,7 +7,7 @@
 //! The socket never fragments (quinn-udp sets `IP_PMTUDISC_PROBE` and `IPV6_DONTFRAG`): frames that a path cannot carry
 //! are cut inside the tunnel, where one lost piece is noticed.
 
-#![expect(unsafe_code, reason = "poll(2), and SO_RCVBUFFORCE has no safe wrapper")]
+#![expect(unsafe_code, reason = "poll(2), TIOCOUTQ and SO_RCVBUFFORCE have no safe wrapper")]
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
@@ -34,6 +34,11 @@ pub(crate) const GRO_DATAGRAMS: usize = 64;
 /// How long a send waits for room in the socket's buffer. 208 KiB, Linux's default send buffer, leave a 100 Mbit/s
 /// line in 17 ms; a line that is slower or stuck had better lose datagrams than stop the lane.
 const SEND_WAIT: Duration = Duration::from_millis(20);
+
+/// The part of the send buffer, one in so many, that answers to unproved addresses may fill. The kernel keeps what it
+/// sends to a LAN address that nobody has for 3 s, until ARP gives up, and charges it to the socket: forged senders would
+/// fill all of it, and nobody else be heard. A quarter is fifty cookies; members keep the rest.
+const UNPROVED_SHARE: usize = 4;
 
 /// How many free UDP ports are tried until one has its TCP twin free too. One in sixteen would be a crowded machine;
 /// sixteen times none is no accident.
@@ -167,6 +172,26 @@ impl UdpSocket {
         };
         let transmit = Transmit { destination, ecn: None, contents: bytes, segment_size: None, src_ip: None };
         self.state.try_send((&self.socket).into(), &transmit)
+    }
+
+    /// Sends one datagram to an address that nobody has proved to have, without waiting: only while the kernel holds
+    /// little for us.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::send`], and `WouldBlock` when the share for such datagrams is used up.
+    pub fn try_send_unproved(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        if self.held()? > self.socket.send_buffer_size()? / UNPROVED_SHARE {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.try_send(endpoint, bytes)
+    }
+
+    /// Bytes of the send buffer in use.
+    fn held(&self) -> io::Result<usize> {
+        let mut bytes: libc::c_int = 0;
+        // SAFETY: TIOCOUTQ (SIOCOUTQ) writes one c_int, which `bytes` is; it lives for the call; the descriptor is open.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(usize::try_from(bytes).unwrap_or(0)) }
     }
 
     /// Waits until the socket's buffer has room, at most [`SEND_WAIT`].

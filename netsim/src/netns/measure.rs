@@ -132,7 +132,10 @@ impl Capture {
         signal("INT", self.child.id())?;
         self.child.wait()?;
         let lines = self.lines.take().context("stopped once")?;
-        Ok(lines.join().expect("reading lines does not panic"))
+        let mut lines = lines.join().expect("reading lines does not panic");
+        // An interrupted tcpdump prints an empty one.
+        lines.retain(|line| !line.is_empty());
+        Ok(lines)
     }
 }
 
