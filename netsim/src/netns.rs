@@ -89,13 +89,15 @@ fn why_impossible() -> Option<String> {
         return Some(format!("{missing} is not installed (make setup)"));
     }
     if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
-        return Some(format!("/dev/net/tun cannot be opened: {error}"));
+        let mend = if is_root() { "modprobe tun" } else { "sudo chmod 0666 /dev/net/tun" };
+        return Some(format!("/dev/net/tun cannot be opened: {error}; run first: {mend}"));
     }
     let tried = unshare().arg("true").stderr(Stdio::piped()).output();
     match tried {
         Ok(output) if output.status.success() => None,
         Ok(output) => {
-            Some(format!("no namespaces here: {}", String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ")))
+            let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+            Some(format!("no namespaces here: {said}; run first: sudo sysctl kernel.unprivileged_userns_clone=1"))
         }
         Err(error) => Some(format!("no namespaces here: {error}")),
     }
