@@ -38,15 +38,20 @@ impl std::fmt::Display for Times {
     }
 }
 
-/// Two laptops; one starts `runs` times, each time with a fresh process, and pings the other, which stays up.
+/// Five laptops; one starts `runs` times, each time with a fresh process, and pings another. Four stay up.
 ///
 /// # Errors
 /// When a run takes longer than 15 s.
 pub fn measure(lab: &mut Lab, runs: usize, mut each: impl FnMut(Duration)) -> Result<Times> {
-    let [here, there] = lab.laptops(["here", "there"])?;
+    let [here, there, others @ ..] = lab.laptops(["here", "there", "bob", "cyd", "dan"])?;
     let invite = there.found("start")?;
     here.join(&invite)?;
     let target = there.up()?;
+    let mut company = Vec::new();
+    for other in &others {
+        other.join(&invite)?;
+        company.push(other.up()?);
+    }
     let mut times = Vec::with_capacity(runs);
     for _ in 0..runs {
         let (mut node, time) = until_first_ping(&here, target.ipv4())?;
