@@ -70,6 +70,25 @@ fn main() {
     let length = u16::try_from(body.len()).expect("a few hundred bytes").to_be_bytes();
     seed("sighting", "plain", &[&length[..], &body].concat());
 
+    // Inputs to the node: kind, length, bytes.
+    let input = |kind: u8, bytes: &[u8]| {
+        let length = u16::try_from(bytes.len()).expect("short").to_be_bytes();
+        [&[kind][..], &length, bytes].concat()
+    };
+    let messages = [
+        Message::Ping { nonce: 1 },
+        Message::Pong { nonce: 1, observed },
+        Message::Record(record(5).bytes().to_vec()),
+        Message::Keepalive,
+        Message::Goodbye,
+    ];
+    let all: Vec<u8> = messages.iter().flat_map(|message| input(0, &message.encode())).collect();
+    seed("node", "messages", &all);
+    let hello = canonical::encode(&(2u64, record(5).bytes().to_vec()));
+    seed("node", "hello-and-time", &[input(6, &hello), vec![7, 0xff, 0xff], input(5, &initiation)].concat());
+    let arp = [&head[..], &[0x08, 0x06], &[0; 28]].concat();
+    seed("node", "frames", &[input(2, &arp), input(3, &arp), input(4, &arp), vec![7, 0x10, 0]].concat());
+
     seed("invite", "text", invite().to_string().as_bytes());
     seed("invite", "body", &canonical::encode(&invite()));
 }

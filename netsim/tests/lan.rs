@@ -39,18 +39,24 @@ fn in_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
             let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
             let output = command.output().expect("unshare(1)");
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            for line in text.lines().filter(|line| line.starts_with(FIGURE)) {
-                say(&format!("{name}: {}", &line[FIGURE.len()..]));
+            for line in text.lines() {
+                if let Some(value) = line.strip_prefix(FIGURE) {
+                    say(&format!("{name}: {value}"));
+                } else if line.starts_with(SKIPPED) {
+                    say(line);
+                }
             }
             assert!(output.status.success(), "{}\n{text}", output.status);
         }
-        Place::Impossible(reason) => skip(name, &reason),
+        Place::Impossible(reason) => {
+            assert!(std::env::var_os("MESHD_REQUIRE_LAB").is_none(), "must not be skipped here: {reason}");
+            skip(name, &reason);
+        }
     }
 }
 
 fn skip(name: &str, reason: &str) {
-    assert!(std::env::var_os("MESHD_REQUIRE_LAB").is_none(), "must not be skipped here: {reason}");
-    say(&format!("SKIPPED: {name}: {reason}"));
+    say(&format!("{SKIPPED}{name}: {reason}"));
     if let Some(list) = std::env::var_os("MESHD_SKIPS") {
         let mut list = fs::File::options().append(true).open(list).expect("the list of skipped tests");
         writeln!(list, "{name}: {reason}").expect("the list of skipped tests");
@@ -58,6 +64,7 @@ fn skip(name: &str, reason: &str) {
 }
 
 const FIGURE: &str = "figure: ";
+const SKIPPED: &str = "SKIPPED: ";
 
 /// A measured value: shown even when the test passes.
 fn figure(text: &str) {
