@@ -119,7 +119,7 @@ pub enum Event {
         /// Of the lookup.
         id: QueryId,
     },
-    /// A record came by gossip.
+    /// A record came by gossip, with a hello or with an answer, and is news; perhaps of ourselves, from an earlier life.
     Gossip(Verified<Record>),
     /// mDNS heard of a member on this LAN: unsigned, a hint.
     Sighting(Sighting),

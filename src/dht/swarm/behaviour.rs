@@ -24,8 +24,12 @@ use super::super::directory::Shard;
 use super::super::record::MAX_RECORD;
 use crate::identity::{NetworkId, UnixSeconds};
 
-/// How long one query may take. A lookup is a few round trips; who has not answered in ten seconds will not.
-pub(super) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long one query of Kademlia's may take: it may meet two dead peers one after the other, at ten seconds each.
+/// Lookups end sooner, by our own hand.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a hello may take: a round trip, a few signature checks, 64 KiB on a slow line.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Records in the answer to a hello: 64 KiB at most, one flight on a fast line, every member of a usual network.
 pub(super) const MAX_BATCH: usize = 64;
@@ -98,7 +102,7 @@ impl Behaviour {
             .with_push_listen_addr_updates(true)
             .with_cache_size(0);
         let hello =
-            request_response::Config::default().with_request_timeout(QUERY_TIMEOUT).with_max_concurrent_streams(8);
+            request_response::Config::default().with_request_timeout(HELLO_TIMEOUT).with_max_concurrent_streams(8);
         let mut gossip = Gossip::new_with_subscription_filter_and_transform(
             MessageAuthenticity::Anonymous,
             gossip_config(names)?,

@@ -277,7 +277,7 @@ impl Directory {
                 self.identified(peer_id, &info);
             }
             BehaviourEvent::Identify(_) => {}
-            BehaviourEvent::Hello(event) => self.handle_hello(event, Instant::now()),
+            BehaviourEvent::Hello(event) => self.handle_hello(event),
         }
     }
 

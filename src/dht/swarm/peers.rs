@@ -125,6 +125,7 @@ impl Directory {
 
     pub(super) fn disconnected(&mut self, peer: libp2p::PeerId, now: Instant) {
         self.peers.connected.remove(&peer);
+        self.forget_copies(&peer);
         if let Some(target) = self.peers.targets.get_mut(&peer) {
             target.dial_at = now + about(FIRST_RETRY);
         }
@@ -191,17 +192,17 @@ impl Directory {
         }
     }
 
-    pub(super) fn handle_hello(&mut self, event: request_response::Event<Hello, Batch>, now: Instant) {
+    pub(super) fn handle_hello(&mut self, event: request_response::Event<Hello, Batch>) {
         match event {
             request_response::Event::Message { peer, message: Message::Request { request, channel, .. }, .. } => {
                 // An answer that is not sent closes the stream, and the peer sees a failure.
-                if let Some(batch) = self.answer_hello(peer, &request, now) {
+                if let Some(batch) = self.answer_hello(peer, &request) {
                     let _ = self.swarm.behaviour_mut().hello.send_response(channel, batch);
                 }
             }
             request_response::Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
                 if self.peers.pings.remove(&request_id).is_none() {
-                    self.read_batch(peer, &response, now);
+                    self.read_batch(peer, &response);
                 }
             }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
@@ -300,7 +301,7 @@ impl Directory {
         }
     }
 
-    fn answer_hello(&mut self, peer: libp2p::PeerId, hello: &Hello, now: Instant) -> Option<Batch> {
+    fn answer_hello(&mut self, peer: libp2p::PeerId, hello: &Hello) -> Option<Batch> {
         let connected = self.peers.connected.get_mut(&peer)?;
         let Hello::Record { want, record } = hello else {
             return connected.proof.is_some().then(Vec::new);
@@ -310,17 +311,17 @@ impl Directory {
             self.part(peer, "hello-flood");
             return None;
         }
-        self.prove(peer, record, now)?;
+        self.prove(peer, record)?;
         let limit = usize::from(*want).min(MAX_BATCH - 1);
         let others = self.records.newest().filter(|known| ours(&peer) != Some(known.peer())).take(limit);
         Some(self.records.own().into_iter().chain(others).map(|record| record.bytes().to_vec()).collect())
     }
 
-    fn read_batch(&mut self, peer: libp2p::PeerId, batch: &Batch, now: Instant) {
+    fn read_batch(&mut self, peer: libp2p::PeerId, batch: &Batch) {
         let mut records = batch.iter();
         // Its own record is the first, once it has one; without it, its own hello will prove it.
         if let Some(first) = records.next()
-            && self.prove(peer, first, now).is_none()
+            && self.prove(peer, first).is_none()
         {
             return;
         }
@@ -334,7 +335,7 @@ impl Directory {
 
     /// Takes `bytes` as the proof of a peer's membership: a valid record, signed by the very key that Noise saw.
     /// Anything else parts us.
-    fn prove(&mut self, peer: libp2p::PeerId, bytes: &[u8], _now: Instant) -> Option<()> {
+    fn prove(&mut self, peer: libp2p::PeerId, bytes: &[u8]) -> Option<()> {
         let record = match self.shard().check(bytes, unix_now()) {
             Ok(record) if ours(&peer) == Some(record.peer()) => record,
             Ok(_) => {
@@ -378,6 +379,7 @@ impl Directory {
         for address in old.iter().filter(|address| !addresses.contains(address)) {
             kad.remove_address(&peer, address);
         }
+        self.routing_changed(Instant::now());
     }
 
     fn admitted(&self, endpoints: &[SocketAddr]) -> Vec<SocketAddr> {

@@ -27,25 +27,30 @@ const UNREFRESHED: UnixSeconds = 30 * 60;
 /// Keys replicated in one round. The expected load is 80 keys in all, most of them renewed by their publishers.
 const MAX_REPLICATED: usize = 64;
 
-/// After the routing table changed near one of our keys, the record is put there again: when changes have paused for
-/// so long, but not before the last time is so long ago; that gap doubles while changes go on.
-const SETTLE: Duration = Duration::from_secs(1);
-const FIRST_GAP: Duration = Duration::from_secs(4);
-const LONGEST_GAP: Duration = Duration::from_secs(300);
+/// How often we look for keys that are not ours to keep, how many at a time, and how long they were left alone before.
+/// Who starts knows few nodes and hands its record to those; when all have met, the copies that lie 2 k nodes away from
+/// their key go again. The margin of k forgives that tables differ.
+const SWEEP: Duration = Duration::from_secs(10);
+const MAX_SWEPT: usize = 128;
+const SWEEP_AGE: UnixSeconds = 20;
+
+/// After the routing table changed, peers that have come close to our keys get their copies: when changes have paused
+/// for so long, or have gone on for so long.
+const SETTLE: Duration = Duration::from_millis(250);
+const SETTLE_AT_LAST: Duration = Duration::from_secs(3);
 
 /// Puts under way at once, and waiting. A put asks about k + 3 peers; four at a time keep a laptop quiet.
 const MAX_PUTS: usize = 4;
 const MAX_WAITING_PUTS: usize = 256;
 
-/// Copies that make a put a success, where there are as many peers.
-const ENOUGH_COPIES: usize = 3;
-
 /// Lookups under way. The node asks for one member at a time; 256 are a broadcast storm's worth.
 const MAX_LOOKUPS: usize = 256;
 
-/// A lookup ends with so many answers, or so long after the first: the rest would say the same.
-const ENOUGH_ANSWERS: usize = 3;
+/// A lookup ends with so many answers, or so long after the first: the rest would say the same. Without any it ends
+/// after the last.
+const ENOUGH_ANSWERS: usize = 2;
 const GRACE: Duration = Duration::from_millis(250);
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Records remembered from hellos, gossip and lookups, for newcomers: about 1 MiB, as many as the verifier remembers.
 const MAX_KNOWN: usize = 1024;
@@ -65,18 +70,22 @@ pub(super) struct Records {
     known: BTreeMap<PeerId, Known>,
     arrivals: u64,
     waiting: VecDeque<Put>,
-    puts: Vec<(KadQuery, DirectoryKey, bool)>,
+    puts: Vec<(KadQuery, Put)>,
     lookups: Vec<Lookup>,
     ungossiped: bool,
     /// A peer has subscribed since gossip last failed.
     pub(super) gossip_may_work: bool,
-    dirty: BTreeSet<DirectoryKey>,
-    changed_at: Instant,
-    flushed_at: Instant,
-    gap: Duration,
+    /// Who has a copy of our record as it is now, by key.
+    copies: BTreeMap<DirectoryKey, BTreeSet<libp2p::PeerId>>,
+    /// Whether we have searched for the nodes closest to our keys since we were last alone.
+    searched: bool,
+    /// When the routing table began to change, and when it changed last.
+    changed: Option<(Instant, Instant)>,
     republish_at: Instant,
     replicate_at: Instant,
     forget_at: Instant,
+    sweep_at: Instant,
+    swept: DirectoryKey,
 }
 
 struct Known {
@@ -90,6 +99,8 @@ struct Known {
 struct Put {
     key: DirectoryKey,
     record: Arc<Verified<Record>>,
+    /// `None` searches the network for the k closest.
+    to: Option<Vec<libp2p::PeerId>>,
 }
 
 struct Lookup {
@@ -97,8 +108,15 @@ struct Lookup {
     key: LookupKey,
     directory_key: DirectoryKey,
     query: KadQuery,
+    begun: Instant,
     first: Option<Instant>,
     answers: BTreeMap<PeerId, Answer>,
+}
+
+impl Lookup {
+    fn answers(&self) -> usize {
+        self.answers.values().map(|answer| answer.holders.len()).sum()
+    }
 }
 
 struct Answer {
@@ -118,13 +136,14 @@ impl Records {
             lookups: Vec::new(),
             ungossiped: false,
             gossip_may_work: false,
-            dirty: BTreeSet::new(),
-            changed_at: now,
-            flushed_at: now,
-            gap: Duration::ZERO,
+            copies: BTreeMap::new(),
+            searched: false,
+            changed: None,
             republish_at: now + about(REPUBLISH),
             replicate_at: now + about(REPLICATE),
             forget_at: now,
+            sweep_at: now + about(SWEEP),
+            swept: [0; 32],
         }
     }
 
@@ -147,7 +166,7 @@ impl Records {
 
     /// Whether something is due within a fraction of a second.
     pub(super) fn is_busy(&self) -> bool {
-        !self.lookups.is_empty() || !self.dirty.is_empty()
+        !self.lookups.is_empty() || self.changed.is_some()
     }
 }
 
@@ -161,12 +180,11 @@ impl Directory {
         let first = self.records.own.is_none();
         for key in self.keys_of(&record) {
             let _ = self.shard().put(&key, record.bytes(), now);
-            self.want_put(key, Arc::clone(&record));
         }
-        self.records.dirty.clear();
         self.records.own = Some(record);
         self.records.ungossiped = true;
         self.records.gossip_may_work = true;
+        self.put_own();
         if first {
             self.say_hello_to_all();
         }
@@ -179,7 +197,15 @@ impl Directory {
         }
         let directory_key = key.directory_key(&self.directory_key);
         let query = self.swarm.behaviour_mut().kad.get_record(RecordKey::new(&directory_key));
-        self.records.lookups.push(Lookup { id, key, directory_key, query, first: None, answers: BTreeMap::new() });
+        self.records.lookups.push(Lookup {
+            id,
+            key,
+            directory_key,
+            query,
+            begun: Instant::now(),
+            first: None,
+            answers: BTreeMap::new(),
+        });
     }
 
     pub(super) fn handle_kad(&mut self, event: kad::Event) {
@@ -188,6 +214,8 @@ impl Directory {
                 QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => self.handle_answer(id, &found),
                 QueryResult::GetRecord(_) if step.last => self.finish_lookup(id),
                 QueryResult::PutRecord(result) => self.handle_put(id, result),
+                // It has told us who is near: time to search for the nodes closest to our keys.
+                QueryResult::Bootstrap(_) if step.last && !self.records.searched => self.put_own(),
                 QueryResult::GetRecord(_)
                 | QueryResult::Bootstrap(_)
                 | QueryResult::GetClosestPeers(_)
@@ -196,8 +224,8 @@ impl Directory {
                 | QueryResult::RepublishProvider(_)
                 | QueryResult::RepublishRecord(_) => {}
             }
-        } else if let kad::Event::RoutingUpdated { peer, is_new_peer: true, .. } = event {
-            self.routing_changed(peer, Instant::now());
+        } else if let kad::Event::RoutingUpdated { is_new_peer: true, .. } = event {
+            self.routing_changed(Instant::now());
         }
     }
 
@@ -245,21 +273,32 @@ impl Directory {
 
     /// A peer could not be reached: it leaves the routing table, and what it held of ours goes elsewhere.
     pub(super) fn unroute(&mut self, peer: libp2p::PeerId, now: Instant) {
-        self.routing_changed(peer, now);
-        self.swarm.behaviour_mut().kad.remove_peer(&peer);
+        if self.swarm.behaviour_mut().kad.remove_peer(&peer).is_some() {
+            self.routing_changed(now);
+        }
+    }
+
+    /// The routing table changed, or a peer in it was away: see who needs a copy of our record.
+    pub(super) fn routing_changed(&mut self, now: Instant) {
+        let began = self.records.changed.map_or(now, |(began, _)| began);
+        self.records.changed = Some((began, now));
+    }
+
+    /// A peer is gone. If it comes back, it may come back with an empty shard.
+    pub(super) fn forget_copies(&mut self, peer: &libp2p::PeerId) {
+        for holders in self.records.copies.values_mut() {
+            holders.remove(peer);
+        }
     }
 
     /// Ends the lookups that have answers enough.
     pub(super) fn end_ripe_lookups(&mut self, now: Instant) {
-        let ripe = |lookup: &Lookup| {
-            lookup.first.is_some_and(|first| {
-                let answers: usize = lookup.answers.values().map(|answer| answer.holders.len()).sum();
-                answers >= ENOUGH_ANSWERS || now.saturating_duration_since(first) >= GRACE
-            })
+        let ripe = |lookup: &&Lookup| match lookup.first {
+            Some(first) => lookup.answers() >= ENOUGH_ANSWERS || now.saturating_duration_since(first) >= GRACE,
+            None => now.saturating_duration_since(lookup.begun) >= LOOKUP_TIMEOUT,
         };
-        for query in
-            self.records.lookups.iter().filter(|lookup| ripe(lookup)).map(|lookup| lookup.query).collect::<Vec<_>>()
-        {
+        let ripe: Vec<_> = self.records.lookups.iter().filter(ripe).map(|lookup| lookup.query).collect();
+        for query in ripe {
             self.finish_lookup(query);
         }
     }
@@ -268,12 +307,16 @@ impl Directory {
     pub(super) fn tend_records(&mut self, now: Instant) {
         if self.records.republish_at <= now {
             self.records.republish_at = now + about(REPUBLISH);
-            self.put_own(None);
+            self.put_own();
         }
-        self.flush_dirty(now);
+        self.hand_out_copies(now);
         if self.records.replicate_at <= now {
             self.records.replicate_at = now + about(REPLICATE);
             self.replicate();
+        }
+        if self.records.sweep_at <= now {
+            self.records.sweep_at = now + about(SWEEP);
+            self.sweep();
         }
         if self.records.forget_at <= now {
             self.records.forget_at = now + Duration::from_secs(60);
@@ -385,42 +428,34 @@ impl Directory {
         }
     }
 
-    /// Notes which of our keys `peer` is, or was, among the k closest to: there our record must be put again.
-    fn routing_changed(&mut self, peer: libp2p::PeerId, now: Instant) {
-        let Some(own) = self.records.own.clone() else { return };
-        let k = self.records.replication;
+    /// Searches for the nodes closest to our keys and puts our record there.
+    fn put_own(&mut self) {
+        self.records.copies.clear();
+        self.records.searched = self.routing_peers() > 0;
+        let Some(own) = self.records.own.clone().filter(|_| self.records.searched) else { return };
         for key in self.keys_of(&own) {
-            let target = KBucketKey::new(RecordKey::new(&key));
-            let mut closest = self.swarm.behaviour_mut().kad.get_closest_local_peers(&target).take(k);
-            if closest.any(|close| *close.preimage() == peer) {
-                self.records.dirty.insert(key);
-                self.records.changed_at = now;
-            }
+            self.want_put(Put { key, record: Arc::clone(&own), to: None });
         }
     }
 
-    fn flush_dirty(&mut self, now: Instant) {
-        let records = &mut self.records;
-        let quiet = now.saturating_duration_since(records.flushed_at);
-        if quiet > LONGEST_GAP {
-            records.gap = Duration::ZERO;
-        }
-        let settled = now.saturating_duration_since(records.changed_at) >= SETTLE || quiet >= 4 * FIRST_GAP;
-        if records.dirty.is_empty() || !settled || quiet < records.gap {
+    /// Gives our record to those in our routing table who are among the k closest to one of our keys and have no copy
+    /// yet: one request each, where a search takes dozens.
+    fn hand_out_copies(&mut self, now: Instant) {
+        let Some((began, last)) = self.records.changed else { return };
+        if now.saturating_duration_since(last) < SETTLE && now.saturating_duration_since(began) < SETTLE_AT_LAST {
             return;
         }
-        records.flushed_at = now;
-        records.gap = (2 * records.gap).clamp(FIRST_GAP, LONGEST_GAP);
-        let dirty = std::mem::take(&mut records.dirty);
-        self.put_own(Some(&dirty));
-    }
-
-    /// Puts our record under its keys, or under those of `only`.
-    fn put_own(&mut self, only: Option<&BTreeSet<DirectoryKey>>) {
+        self.records.changed = None;
+        if self.routing_peers() == 0 {
+            self.records.searched = false;
+        }
         let Some(own) = self.records.own.clone() else { return };
         for key in self.keys_of(&own) {
-            if only.is_none_or(|only| only.contains(&key)) {
-                self.want_put(key, Arc::clone(&own));
+            let mut to = self.closest(&key);
+            let copies = self.records.copies.entry(key).or_default();
+            to.retain(|peer| !copies.contains(peer));
+            if !to.is_empty() {
+                self.want_put(Put { key, record: Arc::clone(&own), to: Some(to) });
             }
         }
     }
@@ -435,16 +470,38 @@ impl Directory {
             .collect();
         for (key, record) in due {
             self.shard().mark_refreshed(&key, unix);
-            self.want_put(key, record);
+            self.want_put(Put { key, record, to: None });
         }
     }
 
-    fn want_put(&mut self, key: DirectoryKey, record: Arc<Verified<Record>>) {
-        self.records.waiting.retain(|put| put.key != key);
+    /// Drops keys that so many others are nearer to that nobody will look for them here.
+    fn sweep(&mut self) {
+        let (last, since) = (self.records.swept, unix_now().saturating_sub(SWEEP_AGE));
+        let aged = self.shard().unrefreshed(since).map(|(key, _)| *key);
+        let keys: Vec<_> = aged.skip_while(|key| *key <= last).take(MAX_SWEPT).collect();
+        self.records.swept = keys.last().copied().filter(|_| keys.len() == MAX_SWEPT).unwrap_or_default();
+        let (enough, own) = (2 * self.records.replication, KBucketKey::from(*self.swarm.local_peer_id()));
+        for key in keys {
+            let target = KBucketKey::new(RecordKey::new(&key));
+            let distance = own.distance(&target);
+            let closest = self.swarm.behaviour_mut().kad.get_closest_local_peers(&target);
+            if closest.take_while(|peer| peer.distance(&target) < distance).take(enough).count() == enough {
+                self.shard().remove(&key);
+            }
+        }
+    }
+
+    /// Queues a put. One that searches makes those that do not needless.
+    fn want_put(&mut self, put: Put) {
+        let same = |waiting: &Put| waiting.key == put.key && waiting.record.peer() == put.record.peer();
+        if put.to.is_some() && self.records.waiting.iter().any(|waiting| same(waiting) && waiting.to.is_none()) {
+            return;
+        }
+        self.records.waiting.retain(|waiting| !same(waiting));
         if self.records.waiting.len() >= MAX_WAITING_PUTS {
             return self.count("put-overflow");
         }
-        self.records.waiting.push_back(Put { key, record });
+        self.records.waiting.push_back(put);
     }
 
     /// With [`Quorum::All`], though it cannot be reached below k nodes: a smaller quorum ends the put as soon as so
@@ -454,33 +511,48 @@ impl Directory {
             if self.swarm.behaviour_mut().kad.kbuckets().next().is_none() {
                 return;
             }
-            let Some(Put { key, record }) = self.records.waiting.pop_front() else { return };
-            if record.has_expired(unix_now()) {
+            let Some(put) = self.records.waiting.pop_front() else { return };
+            if put.record.has_expired(unix_now()) {
                 continue;
             }
-            let of_ours = record.peer() == self.own;
-            let value = kad::Record::new(RecordKey::new(&key), record.bytes().to_vec());
-            match self.swarm.behaviour_mut().kad.put_record(value, Quorum::All) {
-                Ok(query) => self.records.puts.push((query, key, of_ours)),
+            let value = kad::Record::new(RecordKey::new(&put.key), put.record.bytes().to_vec());
+            let kad = &mut self.swarm.behaviour_mut().kad;
+            let started = match &put.to {
+                Some(peers) => Ok(kad.put_record_to(value, peers.clone().into_iter(), Quorum::All)),
+                None => kad.put_record(value, Quorum::All),
+            };
+            match started {
+                Ok(query) => self.records.puts.push((query, put)),
                 Err(error) => tracing::debug!(%error, "our store refuses nothing of ours"),
             }
         }
     }
 
     fn handle_put(&mut self, query: KadQuery, result: kad::PutRecordResult) {
-        let Some(index) = self.records.puts.iter().position(|(running, ..)| *running == query) else { return };
-        let (_, key, of_ours) = self.records.puts.swap_remove(index);
-        let copies = match result {
-            Ok(_) => return,
-            Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }) => {
-                success.len()
-            }
-        };
-        if of_ours && copies < ENOUGH_COPIES.min(self.routing_peers()) {
-            self.count("put-with-few-copies");
-            self.records.dirty.insert(key);
-            self.records.changed_at = Instant::now();
+        let Some(index) = self.records.puts.iter().position(|(running, _)| *running == query) else { return };
+        let (_, put) = self.records.puts.swap_remove(index);
+        if self.records.own.as_ref().is_none_or(|own| own.bytes() != put.record.bytes()) {
+            return;
         }
+        if put.to.is_none() {
+            // Whoever is near and did not answer the search is asked once more.
+            self.routing_changed(Instant::now());
+        }
+        let holders = match (result, put.to) {
+            (Ok(_), Some(all)) => all,
+            // k copies, at the k closest; those that we know of are among them.
+            (Ok(_), None) => self.closest(&put.key),
+            (Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }), _) => success,
+        };
+        tracing::debug!(copies = holders.len(), "our record was put");
+        self.records.copies.entry(put.key).or_default().extend(holders);
+    }
+
+    /// The k closest to a key of those in our routing table.
+    fn closest(&mut self, key: &DirectoryKey) -> Vec<libp2p::PeerId> {
+        let target = KBucketKey::new(RecordKey::new(key));
+        let closest = self.swarm.behaviour_mut().kad.get_closest_local_peers(&target);
+        closest.take(self.records.replication).map(KBucketKey::into_preimage).collect()
     }
 
     fn keys_of(&self, record: &Verified<Record>) -> [DirectoryKey; 4] {

@@ -1,0 +1,831 @@
+//! The directory, for real: libp2p swarms on 127.0.0.1, each a shard, some of them liars.
+//!
+//! Fifty members with k = 8, so that nobody holds everything: whoever asks for a MAC, an address or a name must find it,
+//! also after a fifth of the nodes were killed at once. Then those who should not be there: strangers without the secret,
+//! holders of the secret who are no members, members who lie.
+
+#![cfg(feature = "daemon")]
+#![expect(
+    clippy::disallowed_methods,
+    clippy::print_stdout,
+    reason = "real swarms take real time, and show their figures"
+)]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use libp2p::core::upgrade::Version;
+use libp2p::futures::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, StreamExt as _};
+use libp2p::kad::store::MemoryStore;
+use libp2p::kad::{self, Quorum, RecordKey};
+use libp2p::multiaddr::Protocol;
+use libp2p::pnet::{PnetConfig, PreSharedKey};
+use libp2p::request_response::{self, ProtocolSupport};
+use libp2p::swarm::{self, NetworkBehaviour, Swarm, SwarmEvent};
+use libp2p::{Multiaddr, StreamProtocol, Transport as _, identify, noise, tcp, yamux};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use meshd::dht::record::{Ipv4Claim, MAX_RECORD, Record, Verified};
+use meshd::dht::swarm::{Channels, Prefix, SwarmConfig, start};
+use meshd::dht::{Command, Event, LookupKey, QueryId, Standing};
+use meshd::identity::{
+    Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds,
+    automatic_ipv4, default_prefix, ula_address,
+};
+
+/// Fifty swarms are load enough for two cores: that test runs alone, the others with one another.
+static LOAD: RwLock<()> = RwLock::new(());
+
+fn alone() -> RwLockWriteGuard<'static, ()> {
+    LOAD.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn with_others() -> RwLockReadGuard<'static, ()> {
+    LOAD.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+#[test]
+fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
+    let _alone = alone();
+    runtime().block_on(async {
+        const N: usize = 50;
+        const K: usize = 8;
+        let mesh = Mesh::new(1);
+        let begun = Instant::now();
+        let mut nodes: Vec<_> = (0..N).map(|n| mesh.node(n as u8, K)).collect();
+        for node in &nodes[1..] {
+            node.dial(&nodes[0]).await;
+        }
+        // Each key lies with its publisher and the k nearest others.
+        let mut before = 0;
+        until(60, 2000, "everybody is met and no more copies are handed out", || {
+            let copies: usize = nodes.iter().map(|node| node.standing().shard_records).sum();
+            let settled = copies.abs_diff(std::mem::replace(&mut before, copies)) <= N && copies >= 4 * N * (K + 1);
+            settled && nodes.iter().all(|node| node.standing().routing_peers >= 2 * K)
+        })
+        .await;
+        println!("{N} swarms, k = {K}: settled after {:.1} s", begun.elapsed().as_secs_f64());
+
+        let (found, asked, _) = look_up_everything(&nodes, &nodes).await;
+        assert!(found * 1000 >= asked * 999, "at least 99.9 % are found");
+
+        let begun = Instant::now();
+        let roamer = &nodes[N / 2];
+        roamer.publish(mesh.record(N as u8 / 2, 2)).await;
+        until(10, 50, "a new record reaches everybody", || {
+            nodes.iter().all(|node| node.peer == roamer.peer || node.heard(&roamer.peer) == Some(2))
+        })
+        .await;
+        println!("gossip: a new record reached all {N} within {:.2} s", begun.elapsed().as_secs_f64());
+
+        until(60, 500, "the copies of the beginning are swept away", || {
+            nodes.iter().all(|node| node.standing().shard_records * 5 < 4 * N * 2)
+        })
+        .await;
+        show_shards(&nodes, K);
+
+        // Every fifth, the one whom all had dialled among them.
+        let mut index = 0;
+        nodes.retain(|_| {
+            index += 1;
+            (index - 1) % 5 != 0
+        });
+        assert_eq!(nodes.len(), N * 4 / 5);
+        println!("a fifth killed at once, the first of all among them");
+        let (found, asked, took) = look_up_everything(&nodes, &nodes).await;
+        assert!(took < Duration::from_secs(60) && found * 100 >= asked * 99, "at least 99 % are found within 60 s");
+    });
+}
+
+#[test]
+fn a_newcomer_knows_everybody_after_its_first_hello() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(2);
+        let nodes: Vec<_> = (0..10).map(|n| mesh.node(n, 20)).collect();
+        for node in &nodes[1..] {
+            node.dial(&nodes[0]).await;
+        }
+        until(10, 50, "the first knows the others", || {
+            nodes[1..].iter().all(|node| nodes[0].heard(&node.peer).is_some())
+        })
+        .await;
+        let newcomer = mesh.node(10, 20);
+        let begun = Instant::now();
+        newcomer.dial(&nodes[0]).await;
+        until(3, 50, "the newcomer knows all", || nodes.iter().all(|node| newcomer.heard(&node.peer).is_some())).await;
+        println!("a newcomer knew all 10 members after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
+        let (found, asked, _) = look_up_everything(std::slice::from_ref(&newcomer), &nodes).await;
+        assert_eq!(found, asked);
+    });
+}
+
+#[test]
+fn two_nodes_are_a_directory_and_a_lost_connection_comes_back() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(3);
+        let (ada, bob) = (mesh.node(0, 20), mesh.node(1, 20));
+        let begun = Instant::now();
+        ada.dial(&bob).await;
+        let (record, holders) = ada.find_soon(LookupKey::Mac(bob.mac)).await;
+        println!("two nodes: found after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
+        assert_eq!((record.peer(), holders.contains(&bob.peer)), (bob.peer, true));
+        until(5, 50, "connected", || ada.standing().connections == 1 && bob.standing().connections == 1).await;
+        assert!(ada.look_up(LookupKey::Mac(Mac([2, 9, 9, 9, 9, 9]))).await.is_none(), "what nobody has is not found");
+
+        let at = bob.at;
+        drop(bob);
+        until(5, 50, "the loss is seen", || ada.standing().connections == 0).await;
+        let bob = mesh.node_at(1, 20, at, &[]);
+        until(20, 50, "connected again, without being told", || bob.standing().connections == 1).await;
+    });
+}
+
+#[test]
+fn a_malicious_client_with_the_secret_gets_nothing_into_any_store() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(4);
+        let nodes: Vec<_> = (0..3).map(|n| mesh.node(n, 20)).collect();
+        nodes[0].publish(mesh.record(0, 5)).await;
+        for node in &nodes[1..] {
+            node.dial(&nodes[0]).await;
+        }
+        let victim = LookupKey::Mac(nodes[0].mac);
+        until(10, 50, "all hold all twelve keys", || nodes.iter().all(|node| node.standing().shard_records == 12))
+            .await;
+        until(10, 50, "and the latest record", || nodes[1..].iter().all(|node| node.heard(&nodes[0].peer) == Some(5)))
+            .await;
+
+        let sound = mesh.record(0, 6);
+        let mut forged = sound.bytes().to_vec();
+        *forged.last_mut().expect("not empty") ^= 1;
+        let other = Mesh::new(5);
+        let foreign = other.record(7, 1);
+        let expired = mesh.record_signed_at(8, 1, unix_now() - 3 * 3600);
+        let attacks: Vec<(&str, LookupKey, Vec<u8>)> = vec![
+            ("record-forged", victim.clone(), forged),
+            ("record-stale", victim.clone(), mesh.record(0, 4).bytes().to_vec()),
+            ("record-oversized", victim.clone(), vec![0; MAX_RECORD + 1]),
+            ("record-malformed", victim.clone(), b"junk".to_vec()),
+            ("record-expired", LookupKey::Mac(expired.mac), expired.bytes().to_vec()),
+            ("record-foreign-network", LookupKey::Mac(foreign.mac), foreign.bytes().to_vec()),
+            ("record-wrong-key", victim.clone(), mesh.record(9, 1).bytes().to_vec()),
+        ];
+        for (reason, key, value) in attacks {
+            // A new connection each time: an intruder without membership is soon shown the door.
+            let mut intruder = Raw::new(&mesh, &SigningKey::from_seed(&[77; 32]), mesh.secret());
+            assert_eq!(intruder.put(&nodes, mesh.directory_key(&key), value).await, 0, "{reason}: nobody stores it");
+            until(5, 50, reason, || nodes.iter().all(|node| node.refused(reason) >= 1)).await;
+        }
+        // The same client with a sound record: it is not its voice that is refused.
+        let sound = mesh.record(10, 1);
+        let mut courier = Raw::new(&mesh, &SigningKey::from_seed(&[77; 32]), mesh.secret());
+        let key = mesh.directory_key(&LookupKey::Mac(sound.mac));
+        assert_eq!(courier.put(&nodes, key, sound.bytes().to_vec()).await, nodes.len());
+        until(3, 50, "stored", || nodes.iter().all(|node| node.standing().shard_records == 13)).await;
+
+        assert!(nodes.iter().all(|node| node.standing().shard_records == 13), "nothing else came in, nothing went");
+        for node in &nodes {
+            let (record, _) = node.look_up(victim.clone()).await.expect("it is still there");
+            assert_eq!((record.peer(), record.sequence), (nodes[0].peer, 5));
+        }
+    });
+}
+
+#[test]
+fn a_member_that_answers_lookups_with_lies_is_not_believed() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(6);
+        let nodes: Vec<_> = (0..2).map(|n| mesh.node(n, 20)).collect();
+        nodes[1].dial(&nodes[0]).await;
+        let mut liar = Raw::new(&mesh, &mesh.key(30), mesh.secret());
+        let (victim, nobody) = (LookupKey::Mac(nodes[0].mac), LookupKey::Mac(Mac([2, 9, 9, 9, 9, 9])));
+        let own = mesh.record(30, 1);
+        let mut forged = nodes[0].record.bytes().to_vec();
+        *forged.last_mut().expect("not empty") ^= 1;
+        liar.hold(mesh.directory_key(&victim), own.bytes().to_vec());
+        liar.hold(mesh.directory_key(&nobody), own.bytes().to_vec());
+        liar.hold(mesh.directory_key(&LookupKey::Name(nodes[0].record.name().clone())), forged);
+        for node in &nodes {
+            liar.dial(node);
+        }
+        let (gone, stop) = oneshot::channel();
+        let greeting = [&[1, 0], &(own.bytes().len() as u16).to_be_bytes()[..], own.bytes()].concat();
+        let task = tokio::spawn(async move { liar.serve(Some(greeting), gone).await });
+
+        until(10, 50, "the liar is a member in good standing", || {
+            nodes.iter().all(|node| node.standing().connections == 2 && node.standing().routing_peers == 2)
+        })
+        .await;
+        let (record, _) = nodes[1].find_soon(victim).await;
+        assert_eq!(record.peer(), nodes[0].peer);
+        assert!(nodes[1].look_up(nobody).await.is_none());
+        until(5, 50, "counted", || nodes[1].refused("answer-to-another-key") >= 1).await;
+        let name = LookupKey::Name(nodes[0].record.name().clone());
+        let (record, _) = nodes[1].find_soon(name).await;
+        assert_eq!(record.peer(), nodes[0].peer);
+        drop(stop);
+        task.abort();
+    });
+}
+
+#[test]
+fn who_has_the_secret_but_no_membership_is_disconnected() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(7);
+        let node = mesh.node(0, 20);
+        let member = mesh.record(1, 1);
+        let foreign = Mesh::new(8).record(1, 1);
+        let hello = |record: &Verified<Record>| {
+            [&[1, 64], &(record.bytes().len() as u16).to_be_bytes()[..], record.bytes()].concat()
+        };
+        // Says nothing; shows another member's record; shows a record of another network; speaks nonsense.
+        for (reason, greeting, within) in [
+            ("peer-unproved", None, 7),
+            ("hello-of-another", Some(hello(&member)), 3),
+            ("record-foreign-network", Some(hello(&foreign)), 3),
+            ("peer-unproved", Some(b"\x09\x09nonsense".to_vec()), 7),
+        ] {
+            let before = node.refused(reason);
+            let mut intruder = Raw::new(&mesh, &SigningKey::from_seed(&[66; 32]), mesh.secret());
+            intruder.dial(&node);
+            let (gone, closed) = oneshot::channel();
+            let task = tokio::spawn(async move { intruder.serve(greeting, gone).await });
+            let answers = tokio::time::timeout(Duration::from_secs(within), closed).await;
+            let answers = answers.unwrap_or_else(|_| panic!("{reason}: still connected after {within} s"));
+            assert_eq!(answers.expect("the intruder tells"), 0, "{reason}: it was told no record");
+            until(3, 50, reason, || node.refused(reason) > before && node.standing().connections == 0).await;
+            task.abort();
+        }
+    });
+}
+
+#[test]
+fn who_lacks_the_secret_learns_nothing() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(9);
+        let node = mesh.node(0, 20);
+        let mut stranger = tokio::net::TcpStream::connect(node.at).await.expect("TCP is open");
+        let mut seen = Vec::new();
+        tokio::io::AsyncWriteExt::write_all(&mut stranger, b"GET / HTTP/1.1\r\nHost: meshd.example\r\n\r\n and so on")
+            .await
+            .expect("the kernel takes it");
+        let read = tokio::io::AsyncReadExt::read_to_end(&mut stranger, &mut seen);
+        let ended = tokio::time::timeout(Duration::from_secs(15), read).await;
+        assert!(ended.is_ok(), "closed within the time for setting up");
+        assert!(seen.len() <= 24 + 64, "{} bytes: a nonce and a line of cipher text at most", seen.len());
+        let text = String::from_utf8_lossy(&seen);
+        assert!(!text.contains("multistream") && !text.contains("meshd") && !text.contains("noise"));
+
+        let wrong = NetworkSecret::new([99; 32]);
+        let mut guesser = Raw::new(&mesh, &mesh.key(1), wrong);
+        guesser.dial(&node);
+        assert!(!guesser.connects(Duration::from_secs(15)).await, "the wrong secret opens nothing");
+        until(3, 50, "strangers are counted", || node.refused("stranger") >= 2).await;
+        assert_eq!(node.standing().connections, 0);
+    });
+}
+
+#[test]
+fn the_overlay_never_becomes_underlay() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(10);
+        let overlay = [Prefix::host(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9)))];
+        let own = SocketAddr::new(IpAddr::V4(automatic_ipv4(&mesh.network, &mesh.peer(0), &mesh.prefix(), 0)), 4747);
+        let ada = mesh.node_at(0, 20, "127.0.0.1:0".parse().expect("an endpoint"), &overlay);
+        let bob = mesh.node_at(1, 20, "127.0.0.9:0".parse().expect("an endpoint"), &[]);
+
+        // An endpoint in the overlay is not dialled, and nobody who comes from one is let in.
+        ada.dial(&bob).await;
+        ada.send(Command::Dial { peer: bob.peer, endpoints: vec![own] }).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert_eq!(ada.standing().connections, 0);
+
+        // What identify tells is what we were told to tell, and the overlay not even then.
+        let real: SocketAddr = "192.0.2.7:4747".parse().expect("an endpoint");
+        ada.send(Command::Listening(vec![own, real, ada.at])).await;
+        let mut asker = Raw::new(&mesh, &SigningKey::from_seed(&[55; 32]), mesh.secret());
+        asker.dial(&ada);
+        let told = asker.identity_of_peer().await;
+        let expected: BTreeSet<_> = [real, ada.at].into_iter().map(multiaddr).collect();
+        assert_eq!(told, expected);
+    });
+}
+
+/// Looks up the MAC, the IPv4 address and the name of each of `targets` from each of `askers`, two at a time each.
+async fn look_up_everything(askers: &[Node], targets: &[Node]) -> (usize, usize, Duration) {
+    let begun = Instant::now();
+    let wanted: Arc<Vec<(PeerId, LookupKey)>> = Arc::new(
+        targets
+            .iter()
+            .flat_map(|node| {
+                let [mac, ipv4, _, name] = node.record.lookup_keys();
+                [mac, ipv4, name].map(|key| (node.peer, key))
+            })
+            .collect(),
+    );
+    let mut tasks = Vec::new();
+    for asker in askers {
+        let (link, wanted) = (asker.link.clone(), Arc::clone(&wanted));
+        tasks.push(tokio::spawn(async move {
+            let room = Arc::new(Semaphore::new(2));
+            let mut lookups = Vec::new();
+            for (peer, key) in wanted.iter().cloned() {
+                let permit = Arc::clone(&room).acquire_owned().await.expect("the semaphore stays open");
+                let link = link.clone();
+                lookups.push(tokio::spawn(async move {
+                    let begun = Instant::now();
+                    let found = link.look_up(key).await.is_some_and(|(record, _)| record.peer() == peer);
+                    drop(permit);
+                    (found, begun.elapsed())
+                }));
+            }
+            let mut ended = Vec::new();
+            for lookup in lookups {
+                ended.push(lookup.await.expect("a lookup ends"));
+            }
+            ended
+        }));
+    }
+    let mut ended = Vec::new();
+    for task in tasks {
+        ended.extend(task.await.expect("the lookups end"));
+    }
+    let mut times: Vec<_> = ended.iter().map(|(_, time)| time.as_millis()).collect();
+    times.sort_unstable();
+    let (median, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
+    let (found, took) = (ended.iter().filter(|(found, _)| *found).count(), begun.elapsed());
+    println!(
+        "{found} of {} lookups found in {:.1} s (median {median} ms, 99 % {late} ms)",
+        ended.len(),
+        took.as_secs_f64()
+    );
+    (found, ended.len(), took)
+}
+
+fn show_shards(nodes: &[Node], k: usize) {
+    let all = 4 * nodes.len();
+    let mut held: Vec<_> = nodes.iter().map(|node| node.standing().shard_records).collect();
+    held.sort_unstable();
+    let (least, most, sum) = (held[0], held[held.len() - 1], held.iter().sum::<usize>());
+    println!("keys held by each of {} shards, of {all} (expected {}): ", nodes.len(), all * k / nodes.len());
+    for row in held.chunks(10) {
+        println!("    {}", row.iter().map(|count| format!("{count:4}")).collect::<String>());
+    }
+    println!("    least {least}, mean {:.1}, most {most}", sum as f64 / nodes.len() as f64);
+    assert!(most * 2 < all && sum < all * 3 * (k + 1), "nobody holds half of everything, all hold about k of each");
+    assert!(least >= 4, "everybody holds at least its own");
+}
+
+/// Looks every so many milliseconds whether `condition` holds, for so many seconds.
+async fn until(seconds: u64, every: u64, what: &str, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while !condition() {
+        assert!(Instant::now() < end, "not within {seconds} s: {what}");
+        tokio::time::sleep(Duration::from_millis(every)).await;
+    }
+}
+
+fn unix_now() -> UnixSeconds {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970").as_secs()
+}
+
+fn multiaddr(at: SocketAddr) -> Multiaddr {
+    Multiaddr::from(at.ip()).with(Protocol::Tcp(at.port()))
+}
+
+/// One network: its root, and members made to order.
+struct Mesh {
+    root: SigningKey,
+    network: NetworkId,
+    secret: [u8; 32],
+    homes: [Home; 2],
+}
+
+/// A thread with a runtime where swarms live: two of them use two cores.
+struct Home {
+    handle: tokio::runtime::Handle,
+    _stop: oneshot::Sender<()>,
+}
+
+impl Home {
+    fn new() -> Self {
+        let runtime = runtime();
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        std::thread::spawn(move || runtime.block_on(stopped));
+        Self { handle, _stop: stop }
+    }
+}
+
+impl Mesh {
+    fn new(seed: u8) -> Self {
+        let root = SigningKey::from_seed(&[seed; 32]);
+        Self {
+            network: NetworkId::of_root(&root.peer_id()),
+            root,
+            secret: [seed; 32],
+            homes: [Home::new(), Home::new()],
+        }
+    }
+
+    fn secret(&self) -> NetworkSecret {
+        NetworkSecret::new(self.secret)
+    }
+
+    fn prefix(&self) -> meshd::identity::Ipv4Prefix {
+        default_prefix(&self.network)
+    }
+
+    fn key(&self, n: u8) -> SigningKey {
+        let mut seed = self.secret;
+        seed[0] = n;
+        seed[1] = 0xee;
+        SigningKey::from_seed(&seed)
+    }
+
+    fn peer(&self, n: u8) -> PeerId {
+        self.key(n).peer_id()
+    }
+
+    fn directory_key(&self, key: &LookupKey) -> [u8; 32] {
+        key.directory_key(&self.secret().directory_key())
+    }
+
+    fn record(&self, n: u8, sequence: u64) -> Verified<Record> {
+        self.record_signed_at(n, sequence, unix_now())
+    }
+
+    fn record_signed_at(&self, n: u8, sequence: u64, now: UnixSeconds) -> Verified<Record> {
+        let key = self.key(n);
+        let body = CertificateBody {
+            subject: key.peer_id(),
+            kind: Kind::Member,
+            name: format!("member-{n}").parse().expect("a name"),
+            roles: Roles::NONE,
+            not_before: now - 60,
+            not_after: now + 7 * 86400,
+            grant_until: now + 7 * 86400,
+            uses: 0,
+        };
+        let mac = Mac::automatic(&self.network, &key.peer_id());
+        let record = Record {
+            chain: Chain::of_root(self.root.peer_id(), Certificate::issue(&self.root, &self.network, body)),
+            noise: key.noise_secret().public(),
+            mac,
+            // By hand: of fifty automatic ones, two may be the same, and then one member loses.
+            ipv4: Ipv4Claim { address: (self.prefix().address().to_bits() + 256 + u32::from(n)).into(), fixed: false },
+            ipv6: ula_address(&self.network, &mac),
+            endpoints: Vec::new(),
+            sequence,
+            expires: now + 3600,
+        };
+        Verified::sign(&key, &self.network, record, now).expect("a sound record")
+    }
+
+    fn node(&self, n: u8, k: usize) -> Node {
+        self.node_at(n, k, "127.0.0.1:0".parse().expect("an endpoint"), &[])
+    }
+
+    fn node_at(&self, n: u8, k: usize, at: SocketAddr, overlay: &[Prefix]) -> Node {
+        let base = SwarmConfig::new(self.key(n), self.network, self.secret(), self.prefix(), at.port());
+        let replication = NonZeroUsize::new(k).expect("not zero");
+        let config = SwarmConfig { listen: vec![at.ip()], overlay: overlay.to_vec(), replication, ..base };
+        let home = &self.homes[usize::from(n) % self.homes.len()].handle;
+        let _inside = home.enter();
+        let (directory, Channels { commands, events, listening }) = start(config).expect("it starts");
+        let record = self.record(n, 1);
+        let link = Link { commands, state: Arc::default() };
+        let reader = home.spawn(read_events(events, Arc::clone(&link.state)));
+        let body = home.spawn(directory.run());
+        for command in [Command::Listening(listening.clone()), Command::Publish(record.clone())] {
+            link.commands.try_send(command).expect("there is room for two");
+        }
+        Node { peer: record.peer(), mac: record.mac, record, at: listening[0], link, tasks: [reader, body] }
+    }
+}
+
+/// A real swarm; killed when dropped, as by SIGKILL.
+struct Node {
+    peer: PeerId,
+    mac: Mac,
+    record: Verified<Record>,
+    at: SocketAddr,
+    link: Link,
+    tasks: [JoinHandle<()>; 2],
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Link {
+    commands: mpsc::Sender<Command>,
+    state: Arc<Mutex<State>>,
+}
+
+type Found = Option<(Verified<Record>, Vec<PeerId>)>;
+
+#[derive(Default)]
+struct State {
+    next_query: u64,
+    waiting: BTreeMap<QueryId, oneshot::Sender<Found>>,
+    heard: BTreeMap<PeerId, u64>,
+    standing: Standing,
+}
+
+async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>) {
+    while let Some(event) = events.recv().await {
+        let mut state = state.lock().expect("nobody panics with it");
+        match event {
+            Event::Found { id, record, holders } => {
+                let waiting = state.waiting.remove(&id).expect("each lookup is answered once");
+                let _ = waiting.send(Some((record, holders)));
+            }
+            Event::NotFound { id } => {
+                let waiting = state.waiting.remove(&id).expect("each lookup is answered once");
+                let _ = waiting.send(None);
+            }
+            Event::Gossip(record) => {
+                state.heard.insert(record.peer(), record.sequence);
+            }
+            Event::Standing(standing) => state.standing = standing,
+            Event::Sighting(_) => {}
+        }
+    }
+}
+
+impl Link {
+    async fn look_up(&self, key: LookupKey) -> Found {
+        let (answer, answered) = oneshot::channel();
+        let id = {
+            let mut state = self.state.lock().expect("nobody panics with it");
+            state.next_query += 1;
+            let id = QueryId(state.next_query);
+            state.waiting.insert(id, answer);
+            id
+        };
+        self.commands.send(Command::Lookup { id, key }).await.expect("the directory runs");
+        let within = tokio::time::timeout(Duration::from_secs(20), answered).await;
+        within.expect("every lookup ends").expect("every lookup is answered")
+    }
+}
+
+impl Node {
+    async fn send(&self, command: Command) {
+        self.link.commands.send(command).await.expect("the directory runs");
+    }
+
+    async fn publish(&self, record: Verified<Record>) {
+        self.send(Command::Publish(record)).await;
+    }
+
+    async fn dial(&self, other: &Self) {
+        self.send(Command::Dial { peer: other.peer, endpoints: vec![other.at] }).await;
+    }
+
+    async fn look_up(&self, key: LookupKey) -> Found {
+        self.link.look_up(key).await
+    }
+
+    /// Asks until it is found, for five seconds.
+    async fn find_soon(&self, key: LookupKey) -> (Verified<Record>, Vec<PeerId>) {
+        let end = Instant::now() + Duration::from_secs(5);
+        loop {
+            if let Some(found) = self.look_up(key.clone()).await {
+                return found;
+            }
+            assert!(Instant::now() < end, "{key} is not found within 5 s");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn standing(&self) -> Standing {
+        self.link.state.lock().expect("nobody panics with it").standing.clone()
+    }
+
+    fn heard(&self, peer: &PeerId) -> Option<u64> {
+        self.link.state.lock().expect("nobody panics with it").heard.get(peer).copied()
+    }
+
+    fn refused(&self, reason: &str) -> u64 {
+        self.standing().refused.iter().find(|(name, _)| *name == reason).map_or(0, |(_, count)| *count)
+    }
+}
+
+/// A libp2p node that keeps no rules: plain Kademlia, and hellos with whatever bytes it likes.
+struct Raw {
+    swarm: Swarm<RawBehaviour>,
+}
+
+#[derive(NetworkBehaviour)]
+struct RawBehaviour {
+    kad: kad::Behaviour<MemoryStore>,
+    identify: identify::Behaviour,
+    hello: request_response::Behaviour<Bytes>,
+}
+
+impl Raw {
+    fn new(mesh: &Mesh, key: &SigningKey, secret: NetworkSecret) -> Self {
+        let keypair = libp2p::identity::Keypair::ed25519_from_bytes(*key.seed()).expect("a seed");
+        let pnet = PnetConfig::new(PreSharedKey::new(*secret.pnet_key()));
+        let prologue = [b"meshd control v1".as_slice(), &mesh.network.0].concat();
+        let transport = tcp::tokio::Transport::new(tcp::Config::new())
+            .and_then(move |stream, _| pnet.handshake(stream))
+            .upgrade(Version::V1Lazy)
+            .authenticate(noise::Config::new(&keypair).expect("a key").with_prologue(prologue))
+            .multiplex(yamux::Config::default())
+            .timeout(Duration::from_secs(10))
+            .boxed();
+        let name = |protocol: &str| {
+            StreamProtocol::try_from_owned(format!("/meshd/{}/{protocol}/1", mesh.network.short())).expect("a name")
+        };
+        let peer = keypair.public().to_peer_id();
+        let mut kad = kad::Behaviour::with_config(peer, MemoryStore::new(peer), kad::Config::new(name("kad")));
+        kad.set_mode(Some(kad::Mode::Server));
+        let behaviour = RawBehaviour {
+            kad,
+            identify: identify::Behaviour::new(identify::Config::new("raw".into(), keypair.public())),
+            hello: request_response::Behaviour::with_codec(
+                Bytes,
+                [(name("hello"), ProtocolSupport::Full)],
+                request_response::Config::default(),
+            ),
+        };
+        let config = swarm::Config::with_tokio_executor().with_idle_connection_timeout(Duration::from_secs(60));
+        let mut swarm = Swarm::new(transport, behaviour, peer, config);
+        swarm.listen_on("/ip4/127.0.0.1/tcp/0".parse().expect("an address")).expect("a free port");
+        Self { swarm }
+    }
+
+    fn dial(&mut self, node: &Node) {
+        self.swarm.dial(multiaddr(node.at)).expect("an address to dial");
+    }
+
+    /// Holds a value as if it had been put here.
+    fn hold(&mut self, key: [u8; 32], value: Vec<u8>) {
+        use libp2p::kad::store::RecordStore as _;
+        let record = kad::Record::new(RecordKey::new(&key), value);
+        self.swarm.behaviour_mut().kad.store_mut().put(record).expect("there is room");
+    }
+
+    async fn connects(&mut self, within: Duration) -> bool {
+        let connected = async {
+            loop {
+                let event = self.swarm.select_next_some().await;
+                if let SwarmEvent::ConnectionEstablished { .. } = event {
+                    return true;
+                } else if let SwarmEvent::OutgoingConnectionError { .. } = event {
+                    return false;
+                }
+            }
+        };
+        tokio::time::timeout(within, connected).await.unwrap_or(false)
+    }
+
+    /// Puts a value at each node; how many of them say, within a second, that it is stored.
+    async fn put(&mut self, nodes: &[Node], key: [u8; 32], value: Vec<u8>) -> usize {
+        for node in nodes {
+            self.dial(node);
+            assert!(self.connects(Duration::from_secs(5)).await, "the secret opens the door");
+        }
+        let peer = |node: &Node| libp2p::PeerId::from_bytes(&node.peer.to_multihash()).expect("a peer");
+        let peers: Vec<_> = nodes.iter().map(peer).collect();
+        let record = kad::Record::new(RecordKey::new(&key), value);
+        let query = self.swarm.behaviour_mut().kad.put_record_to(record, peers.into_iter(), Quorum::All);
+        let end = tokio::time::sleep(Duration::from_secs(1));
+        tokio::pin!(end);
+        loop {
+            let event = tokio::select! {
+                event = self.swarm.select_next_some() => event,
+                () = &mut end, if !end.is_elapsed() => {
+                    self.swarm.behaviour_mut().kad.query_mut(&query).expect("it waits for refused puts").finish();
+                    continue;
+                }
+            };
+            if let SwarmEvent::Behaviour(RawBehaviourEvent::Kad(kad::Event::OutboundQueryProgressed {
+                id, result, ..
+            })) = event
+                && id == query
+                && let kad::QueryResult::PutRecord(result) = result
+            {
+                return match result {
+                    Ok(_) => nodes.len(),
+                    Err(
+                        kad::PutRecordError::QuorumFailed { success, .. }
+                        | kad::PutRecordError::Timeout { success, .. },
+                    ) => success.len(),
+                };
+            }
+        }
+    }
+
+    /// Greets everyone with `greeting`, if there is one, until its last connection ends; tells how many bytes of
+    /// records it was given.
+    async fn serve(&mut self, greeting: Option<Vec<u8>>, gone: oneshot::Sender<usize>) {
+        let mut given = 0;
+        loop {
+            let event = self.swarm.select_next_some().await;
+            if let SwarmEvent::ConnectionEstablished { peer_id, .. } = event {
+                if let Some(greeting) = &greeting {
+                    self.swarm.behaviour_mut().hello.send_request(&peer_id, greeting.clone());
+                }
+            } else if let SwarmEvent::Behaviour(RawBehaviourEvent::Hello(request_response::Event::Message {
+                message: request_response::Message::Response { response, .. },
+                ..
+            })) = event
+            {
+                given += response.len();
+            } else if let SwarmEvent::ConnectionClosed { num_established: 0, .. } = event
+                && self.swarm.connected_peers().next().is_none()
+            {
+                let _ = gone.send(given);
+                return;
+            }
+        }
+    }
+
+    /// The addresses that the other end tells of itself.
+    async fn identity_of_peer(&mut self) -> BTreeSet<Multiaddr> {
+        let told = async {
+            loop {
+                let event = self.swarm.select_next_some().await;
+                if let SwarmEvent::Behaviour(RawBehaviourEvent::Identify(identify::Event::Received { info, .. })) =
+                    event
+                {
+                    return info.listen_addrs.into_iter().collect();
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), told).await.expect("identify speaks first")
+    }
+}
+
+/// Hellos as bare bytes: writes what it is given, reads what comes.
+#[derive(Clone)]
+struct Bytes;
+
+impl request_response::Codec for Bytes {
+    type Protocol = StreamProtocol;
+    type Request = Vec<u8>;
+    type Response = Vec<u8>;
+
+    async fn read_request<T: AsyncRead + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+    ) -> std::io::Result<Vec<u8>> {
+        read(io).await
+    }
+
+    async fn read_response<T: AsyncRead + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+    ) -> std::io::Result<Vec<u8>> {
+        read(io).await
+    }
+
+    async fn write_request<T: AsyncWrite + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+        bytes: Vec<u8>,
+    ) -> std::io::Result<()> {
+        io.write_all(&bytes).await
+    }
+
+    async fn write_response<T: AsyncWrite + Unpin + Send>(
+        &mut self,
+        _: &StreamProtocol,
+        io: &mut T,
+        bytes: Vec<u8>,
+    ) -> std::io::Result<()> {
+        io.write_all(&bytes).await
+    }
+}
+
+async fn read<T: AsyncRead + Unpin + Send>(io: &mut T) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    io.take(1 << 20).read_to_end(&mut bytes).await?;
+    Ok(bytes)
+}
