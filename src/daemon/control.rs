@@ -154,6 +154,7 @@ impl Control {
         self.set_addresses().await?;
         tracing::info!("{} is up, listening at UDP and TCP port {}", self.device.name(), self.socket.port());
         loop {
+            self.node.handle_wall_time(unix_now(), Instant::now());
             let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
             let timer = async {
                 match deadline {

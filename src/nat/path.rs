@@ -10,6 +10,13 @@ use super::score::PathScore;
 /// easier to reach.
 const MAX_CANDIDATES: usize = 16;
 
+/// Between probes while the peer's datagrams come from elsewhere and the primary does not answer: longer than a round
+/// trip.
+const DOUBT: Duration = Duration::from_secs(1);
+
+/// Between probes while they do and it does: a path that has failed since is noticed after this at the latest.
+const DOUBT_CALMED: Duration = Duration::from_secs(5);
+
 /// Keeps the candidates of one peer and chooses the primary.
 #[derive(Debug, Clone, Default)]
 pub struct PathAgent {
@@ -113,6 +120,15 @@ impl PathAgent {
         self.endpoints()
     }
 
+    /// Datagrams of the peer come from elsewhere than the primary. Whether to probe for that: at once the first time, soon
+    /// again while the primary does not answer, seldom while it does, for then each side merely prefers another path.
+    pub fn is_in_doubt(&self, now: Instant) -> bool {
+        let Some(round) = self.round else { return true };
+        let primary = self.candidates.iter().find(|candidate| Some(candidate.endpoint) == self.primary);
+        let answers = primary.is_some_and(|primary| primary.answered.is_some_and(|at| at > round.sent));
+        now >= round.sent + if answers { DOUBT_CALMED } else { DOUBT }
+    }
+
     /// An answer with `nonce` came from `endpoint`. Returns the round trip if the nonce is of the round under way, and
     /// whether the primary changed: the first to answer becomes it, and then one that is clearly better.
     pub fn on_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<(Duration, bool)> {
@@ -192,6 +208,18 @@ mod tests {
         assert_eq!(agent.on_answer(7, endpoint(1), later), Some((Duration::from_millis(3), false)));
         assert_eq!(agent.primary(), Some(endpoint(2)));
         assert_eq!(agent.rtt(), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn doubt_is_resolved_at_once_and_then_not_for_ever_asked_again() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        agent.adopt(endpoint(1), now);
+        assert!(agent.is_in_doubt(now));
+        agent.begin_round(7, now);
+        assert!(!agent.is_in_doubt(now + DOUBT / 2) && agent.is_in_doubt(now + DOUBT));
+        agent.on_answer(7, endpoint(1), now + Duration::from_millis(1));
+        assert!(!agent.is_in_doubt(now + DOUBT) && agent.is_in_doubt(now + DOUBT_CALMED));
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! A frame waits: for a session, or for the directory to say who owns its destination.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use crate::dht::{self, LookupKey, QueryId, Record, Verified};
 use crate::identity::{Mac, PeerId};
-use crate::switch::{seal_frame, seal_message};
+use crate::switch::{requested, seal_frame, seal_message};
 use crate::wire::ethernet::FrameHead;
 use crate::wire::{DropReason, Message};
 
@@ -31,6 +32,10 @@ pub(super) struct Frames {
     next_query: u64,
     stations: BTreeMap<QueryId, (Mac, VecDeque<Vec<u8>>)>,
     unknown: BTreeMap<Mac, Instant>,
+    /// Addresses that our host asked for and no record here gives.
+    addresses: BTreeMap<QueryId, IpAddr>,
+    /// Until when they are not looked up again.
+    asked: BTreeMap<IpAddr, Instant>,
     /// Operator's lookups are answered elsewhere; they share the numbering.
     pub(super) operator: BTreeMap<QueryId, (super::CommandId, LookupKey)>,
 }
@@ -54,8 +59,12 @@ impl Node {
         }
     }
 
-    /// A flood that has reached every live session: the others get it once they have one.
+    /// A flood that has reached every live session: the others get it once they have one. If it asks for an address, the
+    /// directory is asked too: in a large network nobody has sessions, or records, of all.
     pub(super) fn handle_flood(&mut self, frame: &[u8], now: Instant) {
+        if let Some(address) = requested(frame) {
+            self.look_up_address(address, now);
+        }
         let cold = |peer: &&super::Peer| peer.current.is_none() && peer.is_promising();
         let ids: Vec<_> = self.peers.values().filter(cold).map(|peer| peer.id).collect();
         for id in ids {
@@ -145,9 +154,26 @@ impl Node {
         self.events.push_back(Event::Directory(dht::Command::Lookup { id, key: LookupKey::Mac(mac) }));
     }
 
+    /// The answer, if there is one, becomes known to our host as every new record does.
+    fn look_up_address(&mut self, address: IpAddr, now: Instant) {
+        let key = LookupKey::Ip(address);
+        self.frames.asked.retain(|_, until| now < *until);
+        let busy = self.frames.addresses.len() >= MAX_LOOKUPS || self.frames.asked.len() >= MAX_LOOKUPS;
+        let known = self.roster.find(&key).is_some() || self.frames.asked.contains_key(&address);
+        if busy || known || !self.is_overlay(address) {
+            return;
+        }
+        let id = self.frames.new_query();
+        self.frames.asked.insert(address, now + NEGATIVE_LIFE);
+        self.frames.addresses.insert(id, address);
+        self.timers.set(Timer::Lookup(id), now + LOOKUP_PATIENCE);
+        self.events.push_back(Event::Directory(dht::Command::Lookup { id, key }));
+    }
+
     /// The directory found a record.
     pub(super) fn handle_found(&mut self, id: QueryId, record: Verified<Record>, holders: &[PeerId], now: Instant) {
         self.timers.cancel(Timer::Lookup(id));
+        self.frames.addresses.remove(&id);
         if let Some((command, key)) = self.frames.operator.remove(&id) {
             self.answer_lookup(command, &key, &record, holders);
         }
@@ -167,6 +193,7 @@ impl Node {
     /// The directory found nothing, or has not answered in time.
     pub(super) fn handle_not_found(&mut self, id: QueryId) {
         self.timers.cancel(Timer::Lookup(id));
+        self.frames.addresses.remove(&id);
         if let Some((command, key)) = self.frames.operator.remove(&id) {
             self.fail_lookup(command, &key);
         }

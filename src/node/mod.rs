@@ -50,13 +50,16 @@ use self::operator::Pings;
 use self::own::Own;
 use self::peer::Peer;
 use self::picture::Picture;
-use self::sessions::CHECK_INTERVAL;
+use self::sessions::{CHECK_INTERVAL, GONE_AFTER};
 use self::timers::{Timer, Timers};
 
 /// Up to so many members, sessions are kept with everybody whether used or not, so that presence is known and floods
 /// go out at once: 31 handshakes in two minutes cost a node 0.01 % of a core. Twice as many would cost the LAN four
 /// times the datagrams.
 const WARM_MEMBERS: usize = 32;
+
+/// Seconds by which the wall clock may differ from our count before we believe it: NTP slews by less, a nap is longer.
+const CLOCK_TOLERANCE: UnixSeconds = 5;
 
 /// Peers known without a record (sightings, invites): a LAN party of 1024; more could only be somebody's noise.
 const MAX_UNPROVED: usize = 1024;
@@ -196,6 +199,28 @@ impl Node {
             Command::Stations => self.reply(id, Reply::Stations { stations: self.stations() }),
             Command::Lookup { key } => self.begin_lookup(id, &key, now),
             Command::Ping { peer } => self.begin_ping(id, &peer, now),
+        }
+    }
+
+    /// What the wall clock says. A laptop's monotonic clock stands still while it sleeps, and a clock may be set right:
+    /// records are dated anew then, and what others forgot meanwhile is not waited for. Cheap if nothing is wrong.
+    pub fn handle_wall_time(&mut self, unix_now: UnixSeconds, now: Instant) {
+        let expected = self.clock.unix(now);
+        if unix_now.abs_diff(expected) < CLOCK_TOLERANCE {
+            return;
+        }
+        tracing::debug!(unix_now, expected, "the wall clock jumped");
+        self.clock.unix_start = unix_now.saturating_sub(now.saturating_duration_since(self.clock.start).as_secs());
+        if unix_now.saturating_sub(expected) >= GONE_AFTER.as_secs() {
+            let ids: Vec<_> = self.peers.keys().copied().collect();
+            for id in ids {
+                self.lose(id, "we slept", now);
+            }
+        }
+        self.expire_records(now);
+        if self.own.record().is_some() {
+            self.renew_record(now);
+            self.probe_everybody(now);
         }
     }
 

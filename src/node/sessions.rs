@@ -29,7 +29,7 @@ const PROBE_AFTER: Duration = Duration::from_secs(3);
 const WARM_PROBE_AFTER: Duration = Duration::from_secs(15);
 
 /// Silent this long in spite of probes: gone. Six lost probes in a row do not happen on a path worth having.
-const GONE_AFTER: Duration = Duration::from_secs(30);
+pub(super) const GONE_AFTER: Duration = Duration::from_secs(30);
 
 /// A session unused this long when it ages is left to die; the next frame makes another within a round trip.
 const IDLE_AFTER: Duration = Duration::from_secs(60);
@@ -176,7 +176,10 @@ impl Node {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.paths.add(endpoint, crate::nat::Origin::Observed) {
+        if peer.paths.primary() == Some(endpoint) {
+            return;
+        }
+        if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
             self.probe(id, now);
         }
     }

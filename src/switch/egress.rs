@@ -108,6 +108,8 @@ impl Egress {
                 Err(SealError::Drop(reason)) => self.counters.count(reason),
             }
         }
-        if fib.cold { Verdict::Punt(Punt::ColdFlood) } else { Verdict::Done }
+        // Of whom the records did not know, the directory may.
+        let asks = neighbor::requested(batch.bytes(index)).is_some();
+        if fib.cold || asks { Verdict::Punt(Punt::ColdFlood) } else { Verdict::Done }
     }
 }

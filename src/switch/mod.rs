@@ -26,6 +26,7 @@ mod testing;
 
 pub use fib::{Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
+pub use neighbor::requested;
 pub use seal::{seal_frame, seal_message};
 
 use crate::wire::ethernet::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};

@@ -90,8 +90,8 @@ pub fn announcement(ip: IpAddr, mac: Mac, own_ip: IpAddr, own: Mac) -> Option<Ve
     Some(frame)
 }
 
-/// The address that a frame to everybody asks for.
-fn requested(frame: &[u8]) -> Option<IpAddr> {
+/// The address that a frame to everybody asks for: of an ARP request or a neighbour solicitation.
+pub fn requested(frame: &[u8]) -> Option<IpAddr> {
     if !Mac(array(frame, 0)?).is_group() {
         return None;
     }

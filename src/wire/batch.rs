@@ -34,7 +34,8 @@ pub enum Punt {
     NoSession,
     /// A frame for a MAC that no record names yet: ask the directory.
     UnknownUnicast,
-    /// A broadcast or multicast frame, already sent to live sessions; some members have none.
+    /// A broadcast or multicast frame, already sent to live sessions; some members have none, or it asks for an address
+    /// that no record gives.
     ColdFlood,
     /// An initiation, a response or a cookie.
     Handshake,
