@@ -122,6 +122,12 @@ impl Process {
         self.drain(now, output);
     }
 
+    /// The daemon looks at the wall clock.
+    pub fn wall_time(&mut self, unix_now: UnixSeconds, now: Instant, output: &mut Output) {
+        self.node.handle_wall_time(unix_now, now);
+        self.drain(now, output);
+    }
+
     /// The operator asks.
     pub fn command(&mut self, id: CommandId, command: Command, now: Instant, output: &mut Output) {
         self.node.handle_command(id, command, now);

@@ -1,5 +1,6 @@
 //! What a test does with a world, in the words of the test.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use meshd::identity::Contact;
@@ -12,7 +13,14 @@ use crate::link::Conditions;
 use crate::oracle;
 use crate::station::{Conversation, MIN_FRAME, Said};
 use crate::topology::SegmentId;
-use crate::world::World;
+use crate::trace::fingerprint;
+use crate::world::{What, World};
+
+/// How long the operating system takes to tell that a cable was pulled or plugged in.
+const NETLINK_DELAY: Duration = Duration::from_millis(50);
+
+/// How long a daemon takes to look at the wall clock after a sleep: until its next input.
+const WALL_CLOCK_DELAY: Duration = Duration::from_secs(1);
 
 /// How finely [`World::wait_for`] looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -50,6 +58,98 @@ impl World {
             self.start(*laptop);
         }
         (lan, laptops)
+    }
+
+    /// Starts a host `after` a while.
+    pub fn start_after(&mut self, host: HostId, after: Duration) {
+        self.push(after, What::Start(host));
+    }
+
+    /// Ends a host's process, with or without a goodbye.
+    pub fn stop(&mut self, host: HostId, goodbye: bool) {
+        if goodbye {
+            self.drive(host, |process, _, now, output| process.shutdown(now, output));
+        }
+        self.note(host, format_args!("stop goodbye={goodbye}"));
+        self.hosts[host.0].process = None;
+        let agenda = self.directory.stop(host);
+        self.enter(agenda);
+    }
+
+    /// Forgets what a host kept on disk, besides its key.
+    pub fn wipe(&mut self, host: HostId) {
+        self.hosts[host.0].kept.clear();
+    }
+
+    /// Plugs a host's cables in or out; it notices soon.
+    pub fn plug(&mut self, host: HostId, plugged: bool) {
+        self.note(host, format_args!("plug {plugged}"));
+        self.topology.plug(host, plugged);
+        self.push(NETLINK_DELAY, What::Endpoints(host, self.hosts[host.0].life));
+        self.review();
+    }
+
+    /// Plugs one cable of a host in or out; it notices soon.
+    pub fn plug_into(&mut self, host: HostId, segment: SegmentId, plugged: bool) {
+        self.note(host, format_args!("plug {segment:?} {plugged}"));
+        self.topology.plug_into(host, segment, plugged);
+        self.push(NETLINK_DELAY, What::Endpoints(host, self.hosts[host.0].life));
+        self.review();
+    }
+
+    /// Closes a laptop's lid: it does nothing, and its monotonic clock stands still.
+    pub fn fall_asleep(&mut self, host: HostId) {
+        self.note(host, format_args!("asleep"));
+        self.hosts[host.0].asleep_since = Some(self.now());
+    }
+
+    /// Opens the lid: the process goes on where it was, and soon looks at the wall clock.
+    pub fn wake_up(&mut self, id: HostId) {
+        self.note(id, format_args!("awake"));
+        let (now, host) = (self.now(), &mut self.hosts[id.0]);
+        if let Some(since) = host.asleep_since.take() {
+            host.slept += now - since;
+        }
+        host.wake_at = None;
+        let life = host.life;
+        self.schedule(id);
+        self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
+    }
+
+    /// A host's wall clock is set to be `ahead` of the true time, or behind it; seconds.
+    pub fn set_clock(&mut self, id: HostId, ahead: i64) {
+        self.hosts[id.0].ahead = ahead;
+        self.push(WALL_CLOCK_DELAY, What::WallTime(id, self.hosts[id.0].life));
+    }
+
+    /// Cuts a segment into islands; no host notices.
+    pub fn partition(&mut self, segment: SegmentId, islands: &[&[HostId]]) {
+        self.topology.partition(segment, islands);
+        self.review();
+    }
+
+    fn review(&mut self) {
+        let agenda = self.directory.review(&self.topology);
+        self.enter(agenda);
+    }
+
+    /// Adds a conversation; its first ping goes out `after` a while.
+    pub fn converse(&mut self, conversation: Conversation, after: Duration) -> usize {
+        self.conversations.push(conversation);
+        let index = self.conversations.len() - 1;
+        self.push(after, What::Ping(index));
+        index
+    }
+
+    /// Writes a frame into a host's TAP, as its kernel would.
+    pub fn send_frame(&mut self, host: HostId, frame: &[u8]) {
+        self.drive(host, |process, scratch, now, output| process.frame(frame, scratch, now, output));
+    }
+
+    /// A datagram reaches a host with any source that an attacker likes.
+    pub fn inject(&mut self, host: HostId, source: SocketAddr, bytes: &[u8]) {
+        self.note(host, format_args!("inject {source} {:016x}", fingerprint(bytes)));
+        self.drive(host, |process, scratch, now, output| process.datagram(bytes, source, scratch, now, output));
     }
 
     /// Runs for a while.

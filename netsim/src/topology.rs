@@ -92,6 +92,15 @@ impl Topology {
         }
     }
 
+    /// Plugs the cable of `host` into `segment` in or out.
+    pub fn plug_into(&mut self, host: HostId, segment: SegmentId, plugged: bool) {
+        for port in self.of_host.get(&host).cloned().unwrap_or_default() {
+            if self.ports[port.0].segment == segment {
+                self.ports[port.0].plugged = plugged;
+            }
+        }
+    }
+
     /// Cuts `segment` into islands; hosts that no island names stay on one of their own together.
     pub fn partition(&mut self, segment: SegmentId, islands: &[&[HostId]]) {
         for port in &self.segments[segment.0].ports {

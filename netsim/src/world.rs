@@ -32,9 +32,6 @@ const MAX_WAKES_IN_PLACE: u32 = 1000;
 /// Datagrams kept by a capture: the handshakes of a few hundred pairs.
 const MAX_CAPTURED: usize = 100_000;
 
-/// How long the operating system takes to tell that a cable was pulled or plugged in.
-const NETLINK_DELAY: Duration = Duration::from_millis(50);
-
 /// A datagram as a cable saw it.
 #[derive(Debug, Clone)]
 pub struct Captured {
@@ -87,9 +84,14 @@ pub struct Host {
     /// How often it was started.
     pub life: u32,
     pub(crate) process: Option<Process>,
-    kept: Vec<Vec<u8>>,
-    wake_at: Option<Duration>,
+    pub(crate) kept: Vec<Vec<u8>>,
+    pub(crate) wake_at: Option<Duration>,
     last_wake: (Duration, u32),
+    /// How far its monotonic clock is behind, because it slept.
+    pub(crate) slept: Duration,
+    pub(crate) asleep_since: Option<Duration>,
+    /// Seconds by which its wall clock is ahead.
+    pub(crate) ahead: i64,
 }
 
 /// Everything.
@@ -127,10 +129,11 @@ pub struct World {
     home: Network,
 }
 
-enum What {
+pub(crate) enum What {
     Start(HostId),
     Endpoints(HostId, u32),
     Wake(HostId, u32),
+    WallTime(HostId, u32),
     Arrive { out: PortId, into: PortId, bytes: Vec<u8> },
     Tell(HostId, u32, Box<dht::Event>),
     Step(Step),
@@ -238,68 +241,12 @@ impl World {
             kept: Vec::new(),
             wake_at: None,
             last_wake: (Duration::ZERO, 0),
+            slept: Duration::ZERO,
+            asleep_since: None,
+            ahead: 0,
             config,
         });
         id
-    }
-
-    /// Starts a host `after` a while.
-    pub fn start_after(&mut self, host: HostId, after: Duration) {
-        self.push(after, What::Start(host));
-    }
-
-    /// Ends a host's process, with or without a goodbye.
-    pub fn stop(&mut self, host: HostId, goodbye: bool) {
-        if goodbye {
-            self.drive(host, |process, _, now, output| process.shutdown(now, output));
-        }
-        self.note(host, format_args!("stop goodbye={goodbye}"));
-        self.hosts[host.0].process = None;
-        let agenda = self.directory.stop(host);
-        self.enter(agenda);
-    }
-
-    /// Forgets what a host kept on disk, besides its key.
-    pub fn wipe(&mut self, host: HostId) {
-        self.hosts[host.0].kept.clear();
-    }
-
-    /// Plugs a host's cables in or out; it notices soon.
-    pub fn plug(&mut self, host: HostId, plugged: bool) {
-        self.note(host, format_args!("plug {plugged}"));
-        self.topology.plug(host, plugged);
-        self.push(NETLINK_DELAY, What::Endpoints(host, self.hosts[host.0].life));
-        self.review();
-    }
-
-    /// Cuts a segment into islands; no host notices.
-    pub fn partition(&mut self, segment: SegmentId, islands: &[&[HostId]]) {
-        self.topology.partition(segment, islands);
-        self.review();
-    }
-
-    fn review(&mut self) {
-        let agenda = self.directory.review(&self.topology);
-        self.enter(agenda);
-    }
-
-    /// Adds a conversation; its first ping goes out `after` a while.
-    pub fn converse(&mut self, conversation: Conversation, after: Duration) -> usize {
-        self.conversations.push(conversation);
-        let index = self.conversations.len() - 1;
-        self.push(after, What::Ping(index));
-        index
-    }
-
-    /// Writes a frame into a host's TAP, as its kernel would.
-    pub fn send_frame(&mut self, host: HostId, frame: &[u8]) {
-        self.drive(host, |process, scratch, now, output| process.frame(frame, scratch, now, output));
-    }
-
-    /// A datagram reaches a host with any source that an attacker likes.
-    pub fn inject(&mut self, host: HostId, source: SocketAddr, bytes: &[u8]) {
-        self.note(host, format_args!("inject {source} {:016x}", fingerprint(bytes)));
-        self.drive(host, |process, scratch, now, output| process.datagram(bytes, source, scratch, now, output));
     }
 
     /// Runs until `end`, and to it.
@@ -322,6 +269,12 @@ impl World {
                 }
             }
             What::Wake(host, life) => self.wake(host, life),
+            What::WallTime(host, life) => {
+                if self.hosts[host.0].life == life {
+                    let unix = self.wall_time(host);
+                    self.drive(host, |process, _, now, output| process.wall_time(unix, now, output));
+                }
+            }
             What::Arrive { out, into, bytes } => self.arrive(out, into, &bytes),
             What::Tell(host, life, event) => {
                 if self.hosts[host.0].life == life {
@@ -343,7 +296,7 @@ impl World {
     /// # Panics
     /// If it runs already.
     pub fn start(&mut self, id: HostId) {
-        let (now, unix) = (self.base + self.now, self.unix_now());
+        let (now, unix) = (self.instant(id), self.wall_time(id));
         let host = &mut self.hosts[id.0];
         assert!(host.process.is_none(), "{} runs already", host.name);
         host.life += 1;
@@ -360,6 +313,15 @@ impl World {
         self.tell_endpoints(id);
     }
 
+    /// The instant that a host's monotonic clock shows.
+    fn instant(&self, host: HostId) -> Instant {
+        self.base + (self.now - self.hosts[host.0].slept)
+    }
+
+    fn wall_time(&self, host: HostId) -> UnixSeconds {
+        self.unix_now().saturating_add_signed(self.hosts[host.0].ahead)
+    }
+
     fn tell_endpoints(&mut self, host: HostId) {
         let endpoints: Vec<_> =
             self.topology.addresses(host).into_iter().map(|address| SocketAddr::new(address, PORT)).collect();
@@ -368,12 +330,12 @@ impl World {
 
     fn wake(&mut self, id: HostId, life: u32) {
         let (now, host) = (self.now, &mut self.hosts[id.0]);
-        if host.life != life || host.wake_at != Some(now) {
+        if host.life != life || host.wake_at != Some(now) || host.asleep_since.is_some() {
             return;
         }
         host.wake_at = None;
         let Some(deadline) = host.process.as_mut().and_then(Process::deadline) else { return };
-        if deadline.at > self.base + now {
+        if deadline.at > self.base + (now - host.slept) {
             return self.schedule(id);
         }
         let in_place = if host.last_wake.0 == now { host.last_wake.1 + 1 } else { 0 };
@@ -405,7 +367,7 @@ impl World {
             return;
         }
         let (from, to, every) = (conversation.from, conversation.to, conversation.every);
-        if self.hosts[from.0].process.is_some() {
+        if self.hosts[from.0].process.is_some() && self.hosts[from.0].asleep_since.is_none() {
             let sequence = conversation.ask(now);
             let said = Said::Ask { conversation: index as u32, sequence };
             let frame = said.frame(self.hosts[from.0].station.mac, self.hosts[to.0].station.mac, conversation.len);
@@ -421,9 +383,10 @@ impl World {
         host: HostId,
         input: impl FnOnce(&mut Process, &mut Scratch, Instant, &mut Output),
     ) -> bool {
-        let Some(process) = self.hosts[host.0].process.as_mut() else { return true };
+        let (now, state) = (self.instant(host), &mut self.hosts[host.0]);
+        let Some(process) = state.process.as_mut().filter(|_| state.asleep_since.is_none()) else { return true };
         let mut output = Output::default();
-        input(process, &mut self.scratch, self.base + self.now, &mut output);
+        input(process, &mut self.scratch, now, &mut output);
         let idle = output.is_empty();
         self.settle(host, output);
         idle
@@ -484,9 +447,9 @@ impl World {
             }
             Some(Said::Ask { .. }) | None => (),
         }
-        let host = &mut self.hosts[id.0];
+        let (instant, host) = (self.instant(id), &mut self.hosts[id.0]);
         if let (Some(answer), Some(process)) = (host.station.hear(frame, now), host.process.as_mut()) {
-            process.frame(&answer, &mut self.scratch, self.base + now, output);
+            process.frame(&answer, &mut self.scratch, instant, output);
         }
     }
 
@@ -521,10 +484,10 @@ impl World {
     }
 
     /// Sees to it that a host is called at its deadline. An event that has become too early reschedules itself.
-    fn schedule(&mut self, id: HostId) {
+    pub(crate) fn schedule(&mut self, id: HostId) {
         let (base, now, host) = (self.base, self.now, &mut self.hosts[id.0]);
         let Some(deadline) = host.process.as_mut().and_then(Process::deadline) else { return };
-        let at = deadline.at.saturating_duration_since(base).max(now);
+        let at = (deadline.at.saturating_duration_since(base) + host.slept).max(now);
         if host.wake_at.is_none_or(|scheduled| at < scheduled) {
             host.wake_at = Some(at);
             let life = host.life;
@@ -532,7 +495,7 @@ impl World {
         }
     }
 
-    fn enter(&mut self, agenda: Agenda) {
+    pub(crate) fn enter(&mut self, agenda: Agenda) {
         for (delay, step) in agenda.steps {
             self.push(delay, What::Step(step));
         }
@@ -542,7 +505,7 @@ impl World {
         }
     }
 
-    fn push(&mut self, after: Duration, what: What) {
+    pub(crate) fn push(&mut self, after: Duration, what: What) {
         self.push_at(self.now + after, what);
     }
 

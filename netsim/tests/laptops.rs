@@ -312,6 +312,73 @@ fn a_cable_pulled_and_plugged_in_again_is_found_again() {
 }
 
 #[test]
+fn a_laptop_that_leaves_its_cable_for_the_wifi_takes_its_conversations_along() {
+    let mut world = World::new(Seed::or(940));
+    let (cable, wifi) = (world.switch(), world.switch());
+    let laptops = world.laptops(2, cable);
+    for laptop in &laptops {
+        world.topology.attach(*laptop, wifi);
+        world.start(*laptop);
+    }
+    world.settle_within(3 * SECOND);
+    let pings = world.ping_all(&laptops, 50 * MS, 2 * MINUTE);
+    world.run_for(10 * SECOND);
+    world.plug_into(laptops[0], cable, false);
+    world.run_for(MINUTE);
+    world.plug_into(laptops[0], cable, true);
+    world.plug_into(laptops[0], wifi, false);
+    world.run_for(51 * SECOND);
+    for ping in pings {
+        let conversation = world.conversation(ping);
+        let silence = conversation.longest_silence;
+        assert!(silence <= SECOND, "{:?} was not answered for {silence:?}", conversation.from);
+    }
+}
+
+#[test]
+fn in_a_large_network_anybodys_address_is_found_though_few_have_sessions() {
+    let mut world = World::new(Seed::or(970));
+    let internet = world.internet();
+    let hosts = world.laptops(60, internet);
+    world.start(hosts[0]);
+    for host in &hosts[1..] {
+        world.introduce(*host, &hosts[..1]);
+        world.start(*host);
+    }
+    world.run_for(10 * MINUTE);
+    let newcomer = world.laptops(1, internet)[0];
+    world.introduce(newcomer, &hosts[..1]);
+    world.start(newcomer);
+    world.run_for(5 * SECOND);
+    world.host_mut(newcomer).station.records = true;
+    let mac = world.host(newcomer).station.mac;
+    let ours = world.host(newcomer).station.ipv4.expect("an address");
+    for wanted in &hosts[1..] {
+        let theirs = world.host(*wanted).station.ipv4.expect("an address");
+        let owner = (theirs, world.host(*wanted).station.mac);
+        let known = |world: &World| {
+            world
+                .host(newcomer)
+                .station
+                .heard
+                .iter()
+                .filter_map(|(_, frame)| arp_reply(frame))
+                .any(|told| told == owner)
+        };
+        // As a kernel asks: three times, a second apart.
+        for _ in 0..3 {
+            if !known(&world) {
+                world.send_frame(newcomer, &arp_request(mac, ours, theirs));
+                world.run_for(SECOND);
+            }
+        }
+        assert!(known(&world), "nobody knows {theirs}");
+    }
+    let answer = world.first_answer(newcomer, hosts[59], 3 * SECOND);
+    assert!(answer.is_some(), "found and not reached");
+}
+
+#[test]
 fn who_says_goodbye_is_gone_at_once_and_who_dies_within_a_minute() {
     for (goodbye, within) in [(true, SECOND), (false, MINUTE)] {
         let (mut world, laptops) = settled_lan(950, 3);
