@@ -357,7 +357,8 @@ fn strangers_are_refused_told_nothing_and_counted() {
             }
             let mut node = stranger.up().with_context(|| format!("{} starts", stranger.name))?;
             if stranger.name == "una" {
-                thread::sleep(Duration::from_secs(7));
+                // Two seconds of rounding: hers and that of the node's clock.
+                thread::sleep(Duration::from_secs(9));
                 una.plug()?;
             }
             thread::sleep(Duration::from_secs(6));
