@@ -8,6 +8,8 @@ const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 
+// Who has been away for more than half an hour is tried every ten to twelve and a half minutes.
+
 #[test]
 fn a_newcomer_waits_for_its_only_contact() {
     for (seed, asleep) in [(1, MINUTE), (2, 20 * MINUTE), (3, 3 * HOUR)] {
@@ -18,7 +20,7 @@ fn a_newcomer_waits_for_its_only_contact() {
         world.start(hosts[1]);
         world.run_for(asleep);
         world.start(hosts[0]);
-        world.settle_within(12 * MINUTE);
+        world.settle_within(13 * MINUTE);
     }
 }
 
@@ -38,7 +40,7 @@ fn an_afternoon_apart_is_bridged_without_mdns() {
         world.partition(internet, &[&hosts[..2], &hosts[2..]]);
         world.run_for(apart);
         world.partition(internet, &[]);
-        world.settle_within(12 * MINUTE);
+        world.settle_within(13 * MINUTE);
     }
 }
 
