@@ -189,9 +189,14 @@ impl Verified<Record> {
         &self.bytes
     }
 
+    /// When the record or its membership ends, whichever is first, Unix seconds.
+    pub fn ends(&self) -> UnixSeconds {
+        self.expires.min(self.membership.not_after())
+    }
+
     /// Whether the record or its membership has ended at `now`, Unix seconds.
     pub fn has_expired(&self, now: UnixSeconds) -> bool {
-        now > self.expires.min(self.membership.not_after())
+        now > self.ends()
     }
 
     /// Everything under which the directory finds this record: MAC, IPv4, IPv6, name.

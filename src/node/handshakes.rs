@@ -43,6 +43,13 @@ const RECONNECT_RARE: Duration = Duration::from_secs(600);
 /// the last may take a second, as over a satellite.
 const RECONNECT_PATIENCE: Duration = Duration::from_millis(1500);
 
+/// Who was refused is not approached for so long: nobody gets a new certificate and complains within minutes, and a
+/// clock that was wrong is right by then.
+const REFUSED_FOR: Duration = Duration::from_secs(600);
+
+/// Refused keys remembered: to be one takes the network's secret, so they are former members.
+const MAX_REFUSED: usize = 256;
+
 /// The payload of a handshake message.
 #[derive(Serialize, Deserialize)]
 struct Hello {
@@ -56,9 +63,11 @@ impl Node {
     /// Begins a handshake with `id` unless one is under way, its key or every endpoint is unknown, or we have no record yet.
     /// Who has just been answered is about to confirm: a second handshake would only cross the first.
     pub(super) fn initiate(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get(&id).filter(|peer| peer.handshake.is_none() && peer.noise.is_some()) else {
+        let Some(peer) = self.peers.get(&id).filter(|peer| peer.handshake.is_none()) else { return };
+        let Some(noise) = peer.noise else { return };
+        if self.refused.get(&noise).is_some_and(|until| now < *until) {
             return;
-        };
+        }
         let patience = peer.next.as_ref().map(|next| next.transport.created() + TIE_BREAK_TIME);
         match patience.filter(|until| now < *until) {
             Some(until) => self.timers.set_if_earlier(Timer::Reconnect(id), until),
@@ -73,7 +82,7 @@ impl Node {
         };
         self.forget_handshake(id);
         let (stamp, index, seed) = (self.next_stamp(now), self.new_index(), self.random_seed());
-        let hello = canonical::encode(&Hello { stamp, record });
+        let hello = hello(stamp, &record);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(noise) = peer.noise else { return };
         let mut targets = self.targets(id);
@@ -214,7 +223,7 @@ impl Node {
         let Some((own, sequence)) = self.own.record().map(|record| (record.bytes().to_vec(), record.sequence)) else {
             return Ok(());
         };
-        let hello = canonical::encode(&Hello { stamp: self.next_stamp(now), record: own });
+        let hello = hello(self.next_stamp(now), &own);
         let index = self.new_index();
         let ephemeral = responder.ephemeral();
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
@@ -311,7 +320,7 @@ impl Node {
         now: Instant,
     ) -> Result<(Verified<Record>, u64), DropReason> {
         let hello: Hello = canonical::decode(payload, MAX_HELLO).map_err(|_| DropReason::HandshakeMalformed)?;
-        let record = self.verify_record(&hello.record, now)?;
+        let record = self.verify_record(&hello.record, now).inspect_err(|_| self.refuse(noise, now))?;
         if record.noise != noise {
             return Err(DropReason::MembershipRefused);
         }
@@ -319,6 +328,15 @@ impl Node {
             return Err(DropReason::HandshakeSelf);
         }
         Ok((record, hello.stamp))
+    }
+
+    /// The holder of `noise` is no member, or no longer one: whatever sightings say, it learns nothing more from us.
+    fn refuse(&mut self, noise: NoisePublic, now: Instant) {
+        self.refused.retain(|_, until| now < *until);
+        if self.refused.len() >= MAX_REFUSED {
+            self.refused.pop_first();
+        }
+        self.refused.insert(noise, now + REFUSED_FOR);
     }
 
     /// Milliseconds of this run above every earlier run, and greater than any stamp before.
@@ -357,4 +375,9 @@ impl Node {
 
 fn refusal(error: &HandshakeError) -> DropReason {
     error.drop_reason()
+}
+
+/// The payload of a handshake: a stamp and our signed record.
+pub(super) fn hello(stamp: u64, record: &[u8]) -> Vec<u8> {
+    canonical::encode(&Hello { stamp, record: record.to_vec() })
 }

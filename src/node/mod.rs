@@ -39,7 +39,7 @@ use rand_core::{Rng, SeedableRng};
 use crate::config::NodeConfig;
 use crate::dht::membership::Roster;
 use crate::dht::{self, Standing};
-use crate::identity::{NetworkId, PeerId, UnixSeconds};
+use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 use crate::session::gate::Gate;
 use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
@@ -77,6 +77,8 @@ pub struct Node {
     peers: BTreeMap<PeerId, Peer>,
     /// Our index of a session or an outstanding handshake → its peer.
     indices: BTreeMap<u32, PeerId>,
+    /// Who proved to hold this key and to be no member, until when it is not approached again.
+    refused: BTreeMap<NoisePublic, Instant>,
     frames: Frames,
     pings: Pings,
     standing: Standing,
@@ -126,6 +128,7 @@ impl Node {
             roster: Roster::default(),
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),
+            refused: BTreeMap::new(),
             frames: Frames::default(),
             pings: Pings::default(),
             standing: Standing::default(),

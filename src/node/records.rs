@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::dht::membership::{Change, RosterError};
 use crate::dht::record::RECORD_LIFETIME;
 use crate::dht::{self, LookupKey, Record, RecordError, Sighting, Verified};
-use crate::identity::{ChainError, PeerId};
+use crate::identity::{ChainError, PeerId, UnixSeconds};
 use crate::nat::Origin;
 use crate::switch::neighbor::announcement;
 use crate::wire::{DropReason, Message};
@@ -19,7 +19,7 @@ use super::timers::Timer;
 /// of difference between clocks.
 const RENEW_AFTER: Duration = Duration::from_secs(RECORD_LIFETIME / 3);
 
-/// Expired records are looked for once a minute: nobody minds a minute after two hours.
+/// Expired records are looked for when the next one expires, and once a minute: clocks are set, laptops sleep.
 const EXPIRE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Records are written to disk this long after a change: one write for a whole LAN that comes up.
@@ -137,6 +137,7 @@ impl Node {
             return Ok(Change::Stale);
         }
         let (noise, endpoints, name) = (record.noise, record.endpoints.clone(), record.name().clone());
+        let over = until_over(record.ends(), unix);
         let ours = LookupKey::Ip(IpAddr::V4(self.own.ipv4.address));
         let rival = record.ipv4.address == self.own.ipv4.address
             && self.own.record().is_none_or(|own| record.wins_over(own, &ours));
@@ -150,6 +151,8 @@ impl Node {
         if change == Change::Stale {
             return Ok(change);
         }
+        self.timers.set_if_earlier(Timer::Expire, now + over);
+        self.refused.remove(&noise);
         let peer = self.peer_entry(id).ok_or(DropReason::WaitFull)?;
         peer.noise = Some(noise);
         if matches!(change, Change::New | Change::Updated) {
@@ -212,7 +215,6 @@ impl Node {
     /// Ends the sessions of members whose records have expired. Where they were is remembered: who was apart from the
     /// rest for an afternoon has seen every record expire, and must find somebody again. An ended membership is not.
     pub(super) fn expire_records(&mut self, now: Instant) {
-        self.timers.set(Timer::Expire, now + EXPIRE_INTERVAL);
         let unix = self.clock.unix(now);
         let expelled: Vec<_> =
             self.roster.iter().filter(|record| record.membership().not_after() < unix).map(Verified::peer).collect();
@@ -230,6 +232,8 @@ impl Node {
                 self.schedule_reconnect(id, now);
             }
         }
+        let next = self.roster.iter().map(Verified::ends).min().map_or(EXPIRE_INTERVAL, |ends| until_over(ends, unix));
+        self.timers.set(Timer::Expire, now + next.min(EXPIRE_INTERVAL));
     }
 
     /// Hands the newest records to the disk.
@@ -237,4 +241,9 @@ impl Node {
         let records = self.roster.iter().filter(|record| record.peer() != self.own.peer);
         self.events.push_back(Event::Persist(records.take(MAX_PERSISTED).cloned().collect()));
     }
+}
+
+/// How long until a record that ends at `ends` is over: a second later, since it is valid to the end of that one.
+fn until_over(ends: UnixSeconds, unix: UnixSeconds) -> Duration {
+    Duration::from_secs(ends.saturating_sub(unix) + 1)
 }

@@ -9,9 +9,11 @@ use crate::dht::{self, Sighting};
 use crate::identity::{
     Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, Roles, SigningKey, default_prefix,
 };
+use crate::session::handshake::{Initiator, Local};
 use crate::switch::Forwarder;
 use crate::wire::{Batch, DatagramKind, DropReason, Verdict};
 
+use super::own::Own;
 use super::{Command, CommandId, Event, Node, PeerChange, Punted, Reply};
 
 const NOW: u64 = 1_800_000_000;
@@ -345,6 +347,43 @@ fn a_stranger_gets_no_answer() {
     assert!(lan.dropped(0, DropReason::HandshakeMac) > 0);
     assert!(lan.dropped(0, DropReason::MembershipRefused) > 0);
     assert!(lan.reaches(0, 1));
+}
+
+#[test]
+fn who_proved_to_be_no_member_any_more_is_not_approached_again() {
+    let mut lan = lan(1);
+    let (mut former, own) = (config(1, 12), SigningKey::from_seed(&[12; 32]));
+    let (root, network) = (SigningKey::from_seed(&[1; 32]), former.network.id());
+    let body = CertificateBody { not_before: NOW - 1000, not_after: NOW - 50, ..former.chain.links[0].body.clone() };
+    former.chain.links[0] = Certificate::issue(&root, &network, body);
+    let record = Own::new(&former, &network).sign(&former, &network, NOW - 100).expect("valid then");
+    let local = Local::new(&own.noise_secret(), &former.network.secret, true);
+    let hello = super::handshakes::hello(1, record.bytes());
+    let target = lan.hosts[0].node.config.key.noise_secret().public();
+    let (_, bytes) = Initiator::new(&local, &target, 7, &hello, None, [1; 32]).expect("an initiation");
+    let endpoint = SocketAddr::from(([192, 0, 2, 99], 4747));
+    lan.receive(0, endpoint, &bytes);
+    assert_eq!(lan.dropped(0, DropReason::MembershipExpired), 1);
+    let sighting = Sighting { peer: own.peer_id(), noise: own.noise_secret().public(), endpoints: vec![endpoint] };
+    let now = lan.now;
+    lan.hosts[0].node.handle_directory(dht::Event::Sighting(sighting), now);
+    lan.drain(0);
+    lan.run(Duration::from_secs(300));
+    assert!(lan.handshakes.iter().all(|(_, to, _)| *to != endpoint), "not one byte");
+}
+
+#[test]
+fn a_member_is_out_when_its_certificate_ends() {
+    let mut short = config(1, 3);
+    let body = CertificateBody { not_after: NOW + 20, grant_until: NOW + 20, ..short.chain.links[0].body.clone() };
+    short.chain.links[0] = Certificate::issue(&SigningKey::from_seed(&[1; 32]), &short.network.id(), body);
+    let mut lan = Lan::of([config(1, 2), short]);
+    lan.sight_all();
+    lan.run(Duration::from_secs(19));
+    assert!(lan.reaches(0, 1));
+    lan.run(Duration::from_secs(2));
+    assert_eq!(lan.connected(0), 0);
+    assert!(!lan.reaches(1, 0));
 }
 
 #[test]
