@@ -5,13 +5,10 @@
 //! holders of the secret who are no members, members who lie.
 
 #![cfg(feature = "daemon")]
-#![expect(
-    clippy::disallowed_methods,
-    clippy::print_stdout,
-    reason = "real swarms take real time, and show their figures"
-)]
+#![expect(clippy::disallowed_methods, reason = "real swarms take real time")]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -36,6 +33,11 @@ use meshd::identity::{
     Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds,
     automatic_ipv4, default_prefix, ula_address,
 };
+
+/// Shows a figure, also when the test passes: the test runner captures what is printed by `println!` only.
+macro_rules! figure {
+    ($($text:tt)*) => { writeln!(std::io::stderr(), $($text)*).expect("stderr is there") };
+}
 
 /// Fifty swarms are load enough for two cores: that test runs alone, the others with one another.
 static LOAD: RwLock<()> = RwLock::new(());
@@ -72,7 +74,7 @@ fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
             settled && nodes.iter().all(|node| node.standing().routing_peers >= 2 * K)
         })
         .await;
-        println!("{N} swarms, k = {K}: settled after {:.1} s", begun.elapsed().as_secs_f64());
+        figure!("{N} swarms, k = {K}: settled after {:.1} s", begun.elapsed().as_secs_f64());
 
         let (found, asked, _) = look_up_everything(&nodes, &nodes).await;
         assert!(found * 1000 >= asked * 999, "at least 99.9 % are found");
@@ -84,7 +86,7 @@ fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
             nodes.iter().all(|node| node.peer == roamer.peer || node.heard(&roamer.peer) == Some(2))
         })
         .await;
-        println!("gossip: a new record reached all {N} within {:.2} s", begun.elapsed().as_secs_f64());
+        figure!("gossip: a new record reached all {N} within {:.2} s", begun.elapsed().as_secs_f64());
 
         until(60, 500, "the copies of the beginning are swept away", || {
             nodes.iter().all(|node| node.standing().shard_records * 5 < 4 * N * 2)
@@ -99,7 +101,7 @@ fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
             (index - 1) % 5 != 0
         });
         assert_eq!(nodes.len(), N * 4 / 5);
-        println!("a fifth killed at once, the first of all among them");
+        figure!("a fifth killed at once, the first of all among them");
         let (found, asked, took) = look_up_everything(&nodes, &nodes).await;
         assert!(took < Duration::from_secs(60) && found * 100 >= asked * 99, "at least 99 % are found within 60 s");
     });
@@ -122,7 +124,7 @@ fn a_newcomer_knows_everybody_after_its_first_hello() {
         let begun = Instant::now();
         newcomer.dial(&nodes[0]).await;
         until(3, 50, "the newcomer knows all", || nodes.iter().all(|node| newcomer.heard(&node.peer).is_some())).await;
-        println!("a newcomer knew all 10 members after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
+        figure!("a newcomer knew all 10 members after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
         let (found, asked, _) = look_up_everything(std::slice::from_ref(&newcomer), &nodes).await;
         assert_eq!(found, asked);
     });
@@ -137,7 +139,7 @@ fn two_nodes_are_a_directory_and_a_lost_connection_comes_back() {
         let begun = Instant::now();
         ada.dial(&bob).await;
         let (record, holders) = ada.find_soon(LookupKey::Mac(bob.mac)).await;
-        println!("two nodes: found after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
+        figure!("two nodes: found after {:.0} ms", begun.elapsed().as_secs_f64() * 1e3);
         assert_eq!((record.peer(), holders.contains(&bob.peer)), (bob.peer, true));
         until(5, 50, "connected", || ada.standing().connections == 1 && bob.standing().connections == 1).await;
         assert!(ada.look_up(LookupKey::Mac(Mac([2, 9, 9, 9, 9, 9]))).await.is_none(), "what nobody has is not found");
@@ -369,7 +371,7 @@ async fn look_up_everything(askers: &[Node], targets: &[Node]) -> (usize, usize,
     times.sort_unstable();
     let (median, late) = (times[times.len() / 2], times[times.len() * 99 / 100]);
     let (found, took) = (ended.iter().filter(|(found, _)| *found).count(), begun.elapsed());
-    println!(
+    figure!(
         "{found} of {} lookups found in {:.1} s (median {median} ms, 99 % {late} ms)",
         ended.len(),
         took.as_secs_f64()
@@ -382,11 +384,11 @@ fn show_shards(nodes: &[Node], k: usize) {
     let mut held: Vec<_> = nodes.iter().map(|node| node.standing().shard_records).collect();
     held.sort_unstable();
     let (least, most, sum) = (held[0], held[held.len() - 1], held.iter().sum::<usize>());
-    println!("keys held by each of {} shards, of {all} (expected {}): ", nodes.len(), all * k / nodes.len());
+    figure!("keys held by each of {} shards, of {all} (expected {}): ", nodes.len(), all * k / nodes.len());
     for row in held.chunks(10) {
-        println!("    {}", row.iter().map(|count| format!("{count:4}")).collect::<String>());
+        figure!("    {}", row.iter().map(|count| format!("{count:4}")).collect::<String>());
     }
-    println!("    least {least}, mean {:.1}, most {most}", sum as f64 / nodes.len() as f64);
+    figure!("    least {least}, mean {:.1}, most {most}", sum as f64 / nodes.len() as f64);
     assert!(most * 2 < all && sum < all * 3 * (k + 1), "nobody holds half of everything, all hold about k of each");
     assert!(least >= 4, "everybody holds at least its own");
 }

@@ -208,6 +208,8 @@ impl Process {
                 Event::Persist(records) => {
                     output.persist = Some(records.iter().map(|record| record.bytes().to_vec()).collect());
                 }
+                // A virtual member whose certificate ends goes on, as one that does not obey would.
+                Event::MembershipEnded => (),
                 Event::PeerChange { peer, change, .. } => output.changes.push((peer, change)),
             }
         }

@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -23,7 +23,7 @@ use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
-use crate::identity::ula_prefix;
+use crate::identity::{ChainError, ula_prefix};
 use crate::node::event::PeerChange;
 use crate::node::{Command, CommandId, Event, Node, Reply};
 use crate::switch::Fib;
@@ -59,6 +59,9 @@ const WISHES: usize = 256;
 pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let network = config.node.network.clone();
+    if let Err(ChainError::Expired { .. }) = config.node.chain.verify(&network.id(), unix_now()) {
+        return Err(membership_ended(&config.state));
+    }
     store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
     let _lock = store::lock(&config.runtime, &network.name)?;
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
@@ -108,6 +111,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         addresses: None,
         waiting: BTreeMap::new(),
         next_command: 0,
+        ended: false,
         saver: Saver { folder: config.state, wanted: None, running: None },
         counters: Counters::default(),
     };
@@ -116,6 +120,11 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let result = control.work(&mut inputs, &mut signals).await;
     control.finish();
     result
+}
+
+fn membership_ended(folder: &Path) -> anyhow::Error {
+    let folder = folder.display();
+    anyhow::anyhow!("the membership of this machine has ended; ask for a new invite, remove {folder} and join again")
 }
 
 struct Control {
@@ -134,6 +143,8 @@ struct Control {
     /// Who waits for the answer to which command.
     waiting: BTreeMap<CommandId, oneshot::Sender<Reply>>,
     next_command: u64,
+    /// Our certificate is over.
+    ended: bool,
     saver: Saver,
     /// What was lost here.
     counters: Counters,
@@ -187,6 +198,9 @@ impl Control {
                 () = self.saver.written() => {}
             }
             self.drain(Instant::now());
+            if self.ended {
+                return Err(membership_ended(&self.saver.folder));
+            }
             if let Err(error) = self.set_addresses().await {
                 tracing::warn!("{error:#}");
             }
@@ -287,6 +301,7 @@ impl Control {
                 self.addresses = Some((TapAddresses { ipv4, prefix, ipv6, mtu: self.mtu }, notice));
             }
             Event::Persist(records) => self.saver.save(records.iter().map(|record| record.bytes().to_vec()).collect()),
+            Event::MembershipEnded => self.ended = true,
             Event::PeerChange { name, change, .. } => match change {
                 PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),
                 PeerChange::Gone(reason) => tracing::info!("{name} is gone: {reason}"),

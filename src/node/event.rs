@@ -54,6 +54,8 @@ pub enum Event {
     },
     /// Keep these records on disk: the members we know, so that a restart finds them without mDNS.
     Persist(Vec<Verified<Record>>),
+    /// Our own certificate has ended: nobody accepts us any more, so stop.
+    MembershipEnded,
     /// Something the user sees happened to a peer: one line at INFO.
     PeerChange {
         /// Who.

@@ -74,12 +74,18 @@ impl Node {
         self.timers.set(Timer::Renew, now + wait);
         let record = match self.own.sign(&self.config, &self.network, self.clock.unix(now)) {
             Ok(record) => record,
+            Err(RecordError::Chain(ChainError::Expired { .. })) => {
+                self.events.push_back(Event::MembershipEnded);
+                return;
+            }
             Err(error) => {
-                tracing::warn!(%error, "our own record is not valid any more; others will not accept us");
+                tracing::warn!(%error, "our own record is not valid; others will not accept us");
                 return;
             }
         };
-        let _ = self.roster.insert(record.clone(), self.clock.unix(now));
+        let unix = self.clock.unix(now);
+        let _ = self.roster.insert(record.clone(), unix);
+        self.timers.set_if_earlier(Timer::Expire, now + until_over(record.ends(), unix));
         self.redraw(now);
         let message = Message::Record(record.bytes().to_vec());
         let ids: Vec<_> = self.peers.keys().copied().collect();
@@ -221,6 +227,7 @@ impl Node {
         for id in self.roster.remove_expired(unix) {
             self.redraw(now);
             if id == self.own.peer {
+                self.renew_record(now);
                 continue;
             }
             self.lose(id, "its membership or record expired", now);

@@ -68,6 +68,7 @@ struct Host {
     commands: Vec<dht::Command>,
     notices: Vec<String>,
     deaf: bool,
+    ended: bool,
 }
 
 struct Lan {
@@ -104,6 +105,7 @@ impl Lan {
             commands: Vec::new(),
             notices: Vec::new(),
             deaf: false,
+            ended: false,
         });
         self.hosts[index].node.handle_endpoints(vec![endpoint], self.now);
         self.drain(index);
@@ -220,6 +222,7 @@ impl Lan {
                 Event::Reply(_, reply) => host.replies.push(reply),
                 Event::PeerChange { change, .. } => host.changes.push(change),
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
+                Event::MembershipEnded => host.ended = true,
                 Event::Persist(_) => (),
             }
         }
@@ -381,8 +384,10 @@ fn a_member_is_out_when_its_certificate_ends() {
     lan.sight_all();
     lan.run(Duration::from_secs(19));
     assert!(lan.reaches(0, 1));
+    assert!(!lan.hosts[1].ended);
     lan.run(Duration::from_secs(2));
     assert_eq!(lan.connected(0), 0);
+    assert!(lan.hosts[1].ended && !lan.hosts[0].ended, "it is told to stop");
     assert!(!lan.reaches(1, 0));
 }
 
