@@ -233,7 +233,7 @@ fn dhcp_works_over_the_mesh() {
         let lease = laptops[0].dir.join("leases");
         let mut server = laptops[0].command("dnsmasq");
         server.args(["--no-daemon", "--port=0", "--bind-interfaces", "--no-ping", "--user=root"]);
-        server.args(["--conf-file=/dev/null", "--dhcp-authoritative", "--dhcp-range=172.31.7.50,172.31.7.60,10m"]);
+        server.args(["--conf-file=/dev/null", "--dhcp-authoritative", "--dhcp-range=172.31.7.50,172.31.7.59,10m"]);
         server.arg(format!("--interface={here}")).arg(format!("--dhcp-leasefile={}", lease.display()));
         let _server = Background::start(&mut server)?;
         let script = laptops[1].dir.join("bound");

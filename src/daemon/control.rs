@@ -124,7 +124,10 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
 
 fn membership_ended(folder: &Path) -> anyhow::Error {
     let folder = folder.display();
-    anyhow::anyhow!("the membership of this machine has ended; ask for a new invite, remove {folder} and join again")
+    anyhow::anyhow!(
+        "the membership of this machine has ended, unless its clock is wrong; ask for a new invite, remove {folder} and \
+         join again"
+    )
 }
 
 struct Control {

@@ -12,8 +12,8 @@ use rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::dht::record::MAX_RECORD;
-use crate::dht::{self, Record, Verified};
-use crate::identity::{NoisePublic, PeerId, canonical};
+use crate::dht::{self, Record, RecordError, Verified};
+use crate::identity::{ChainError, NoisePublic, PeerId, canonical};
 use crate::session::Transport;
 use crate::session::gate::Admission;
 use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
@@ -23,6 +23,7 @@ use crate::wire::{DatagramKind, DropReason};
 use super::event::{Event, PeerChange, Transmit};
 use super::own::sequence_base;
 use super::peer::{Next, Outstanding};
+use super::records::drop_reason;
 use super::timers::Timer;
 use super::{Node, Peer};
 
@@ -320,7 +321,11 @@ impl Node {
         now: Instant,
     ) -> Result<(Verified<Record>, u64), DropReason> {
         let hello: Hello = canonical::decode(payload, MAX_HELLO).map_err(|_| DropReason::HandshakeMalformed)?;
-        let record = self.verify_record(&hello.record, now).inspect_err(|_| self.refuse(noise, now))?;
+        let checked = self.check_record(&hello.record, now);
+        if matches!(checked, Err(RecordError::Chain(ChainError::Expired { .. }))) {
+            self.refuse(noise, now);
+        }
+        let record = checked.map_err(|error| drop_reason(&error))?;
         if record.noise != noise {
             return Err(DropReason::MembershipRefused);
         }
@@ -330,7 +335,8 @@ impl Node {
         Ok((record, hello.stamp))
     }
 
-    /// The holder of `noise` is no member, or no longer one: whatever sightings say, it learns nothing more from us.
+    /// The holder of `noise` is no member any more: whatever sightings say, it learns nothing more from us. A record that
+    /// is merely out of date is no such proof: clocks are wrong, and set right.
     fn refuse(&mut self, noise: NoisePublic, now: Instant) {
         self.refused.retain(|_, until| now < *until);
         if self.refused.len() >= MAX_REFUSED {

@@ -220,6 +220,8 @@ impl Node {
                 self.lose(id, "we slept", now);
             }
         }
+        // Whoever was refused may have been in the right.
+        self.refused.clear();
         self.expire_records(now);
         if self.own.record().is_some() {
             self.renew_record(now);

@@ -99,15 +99,14 @@ impl Node {
         self.events.push_back(Event::Directory(dht::Command::Publish(record)));
     }
 
+    /// Verifies received bytes.
+    pub(super) fn check_record(&self, bytes: &[u8], now: Instant) -> Result<Verified<Record>, RecordError> {
+        Verified::check(bytes, &self.network, self.clock.unix(now))
+    }
+
     /// Verifies received bytes, naming the reason if they are no good.
     pub(super) fn verify_record(&self, bytes: &[u8], now: Instant) -> Result<Verified<Record>, DropReason> {
-        Verified::check(bytes, &self.network, self.clock.unix(now)).map_err(|error| match error {
-            RecordError::Expired(_) | RecordError::Chain(ChainError::Expired { .. }) => DropReason::MembershipExpired,
-            RecordError::Chain(_) | RecordError::NotAMember => DropReason::MembershipRefused,
-            RecordError::Codec(_) | RecordError::Signature | RecordError::TooLong(_) | RecordError::Address => {
-                DropReason::RecordRefused
-            }
-        })
+        self.check_record(bytes, now).map_err(|error| drop_reason(&error))
     }
 
     /// Takes a verified record into the roster and acts on what is new in it.
@@ -253,4 +252,15 @@ impl Node {
 /// How long until a record that ends at `ends` is over: a second later, since it is valid to the end of that one.
 fn until_over(ends: UnixSeconds, unix: UnixSeconds) -> Duration {
     Duration::from_secs(ends.saturating_sub(unix) + 1)
+}
+
+/// Under which name a record refused for this is counted.
+pub(super) fn drop_reason(error: &RecordError) -> DropReason {
+    match error {
+        RecordError::Expired(_) | RecordError::Chain(ChainError::Expired { .. }) => DropReason::MembershipExpired,
+        RecordError::Chain(_) | RecordError::NotAMember => DropReason::MembershipRefused,
+        RecordError::Codec(_) | RecordError::Signature | RecordError::TooLong(_) | RecordError::Address => {
+            DropReason::RecordRefused
+        }
+    }
 }
