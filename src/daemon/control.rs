@@ -23,7 +23,7 @@ use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
-use crate::identity::{ChainError, ula_prefix};
+use crate::identity::ula_prefix;
 use crate::node::event::PeerChange;
 use crate::node::{Command, CommandId, Event, Node, Reply};
 use crate::switch::Fib;
@@ -59,9 +59,6 @@ const WISHES: usize = 256;
 pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let network = config.node.network.clone();
-    if let Err(ChainError::Expired { .. }) = config.node.chain.verify(&network.id(), unix_now()) {
-        return Err(membership_ended(&config.state));
-    }
     store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
     let _lock = store::lock(&config.runtime, &network.name)?;
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
