@@ -58,10 +58,9 @@ impl Node {
         }
         let age = now.saturating_duration_since(current.created());
         let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
-        if unmeasured || silent >= WARM_PROBE_AFTER + CHECK_INTERVAL || (sent_since && silent >= PROBE_AFTER) {
-            if warm || sent_since || unmeasured {
-                self.probe(id, now);
-            }
+        let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
+        if unmeasured || unanswered || (sent_since && silent >= PROBE_AFTER) {
+            self.probe(id, now);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
