@@ -10,7 +10,7 @@ use meshd::session::cookie::Cookies;
 use meshd::session::handshake::{Initiator, Responder};
 use meshd::wire::header::{HEADER_LEN, TAG_LEN};
 use meshd::wire::message::INNER_LEN;
-use meshd::wire::{Header, Inner, Message};
+use meshd::wire::{Checksum, Header, Inner, Message};
 use meshd_fuzz::{INDEX, NOW, invite, key, local, record, secret};
 
 fn main() {
@@ -18,7 +18,8 @@ fn main() {
     Header { receiver: 7, counter: 1 }.write(&mut datagram);
     seed("wire", "sealed", &datagram);
     for (name, inner) in [
-        ("inner-frame", Inner::Frame),
+        ("inner-frame", Inner::Frame(Checksum::Valid)),
+        ("inner-bundle", Inner::Bundle),
         ("inner-message", Inner::Message),
         ("inner-fragment", Inner::Fragment { id: 9, part: 3, last: true }),
     ] {

@@ -89,7 +89,7 @@ mod tests {
     use crate::wire::ethernet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
     use crate::wire::header::HEADER_LEN;
     use crate::wire::message::{HEADROOM, INNER_LEN, TAILROOM};
-    use crate::wire::{Batch, DropReason, Inner, Message, Punt, Verdict};
+    use crate::wire::{Batch, Checksum, DropReason, Inner, Message, Punt, Verdict};
 
     /// An EtherType for experiments (IEEE 802).
     const LOCAL: u16 = 0x88b5;
@@ -461,7 +461,7 @@ mod tests {
             (frame(mac(2), mac(1), ETHERTYPE_IPV4, &[10, 64, 0, 3].repeat(5)), DropReason::ForgedBinding),
         ];
         for (lie, reason) in &lies {
-            let verdict = judged(&a, &b, &mut ingress, &inner(Inner::Frame, lie), now);
+            let verdict = judged(&a, &b, &mut ingress, &inner(Inner::Frame(Checksum::Unknown), lie), now);
             assert_eq!(verdict, Verdict::Drop(*reason), "{lie:02x?}");
         }
         let total: u64 = ingress.counters().iter().map(|(_, count)| count).sum();
@@ -472,7 +472,10 @@ mod tests {
             frame(mac(2), mac(1), ETHERTYPE_IPV6, &advertise(1)),
         ];
         for truth in &truths {
-            assert_eq!(judged(&a, &b, &mut ingress, &inner(Inner::Frame, truth), now), Verdict::Deliver);
+            assert_eq!(
+                judged(&a, &b, &mut ingress, &inner(Inner::Frame(Checksum::Unknown), truth), now),
+                Verdict::Deliver
+            );
         }
     }
 
@@ -481,12 +484,12 @@ mod tests {
         let now = start();
         let (a, b) = pair(now);
         let mut ingress = Ingress::default();
-        let broadcast = inner(Inner::Frame, &frame(Mac::BROADCAST, mac(1), LOCAL, b"storm"));
+        let broadcast = inner(Inner::Frame(Checksum::Unknown), &frame(Mac::BROADCAST, mac(1), LOCAL, b"storm"));
         let passed =
             (0..2000).filter(|_| judged(&a, &b, &mut ingress, &broadcast, now) == Verdict::Deliver).count() as u64;
         assert!((100..1000).contains(&passed), "{passed}");
         assert_eq!(ingress.counters().get(DropReason::FloodBudget), 2000 - passed);
-        let unicast = inner(Inner::Frame, &frame(mac(2), mac(1), LOCAL, b"work"));
+        let unicast = inner(Inner::Frame(Checksum::Unknown), &frame(mac(2), mac(1), LOCAL, b"work"));
         assert_eq!(judged(&a, &b, &mut ingress, &unicast, now), Verdict::Deliver);
     }
 
@@ -497,12 +500,15 @@ mod tests {
         let mut ingress = Ingress::default();
         let one = Inner::Fragment { id: 1, part: 0, last: true };
         let cut = |plaintext: &[u8]| inner(one, plaintext);
-        let spoofed = cut(&inner(Inner::Frame, &frame(mac(2), mac(3), LOCAL, b"")));
+        let spoofed = cut(&inner(Inner::Frame(Checksum::Unknown), &frame(mac(2), mac(3), LOCAL, b"")));
         assert_eq!(judged(&a, &b, &mut ingress, &spoofed, now), Verdict::Done);
         assert_eq!(ingress.counters().get(DropReason::SourceMac), 1);
-        for nested in
-            [cut(&cut(b"nested")), cut(&inner(Inner::Message, b"m")), cut(b"short"), cut(&inner(Inner::Frame, b"x"))]
-        {
+        for nested in [
+            cut(&cut(b"nested")),
+            cut(&inner(Inner::Message, b"m")),
+            cut(b"short"),
+            cut(&inner(Inner::Frame(Checksum::Unknown), b"x")),
+        ] {
             assert_eq!(judged(&a, &b, &mut ingress, &nested, now), Verdict::Done);
         }
         assert_eq!(ingress.counters().get(DropReason::InnerMalformed), 4);

@@ -90,7 +90,8 @@ impl Ingress {
         self.note_opening(transport, peer, source);
         let content = HEADER_LEN + INNER_LEN..HEADER_LEN + len;
         match inner {
-            Some(Inner::Frame) => {
+            Some(Inner::Frame(checksum)) => {
+                batch.slot_mut(index).checksum = checksum;
                 batch.shrink(index, content);
                 self.judge_frame(fib, batch.bytes(index), peer, now)
             }
@@ -119,14 +120,14 @@ impl Ingress {
                     }
                 }
             }
-            Some(Inner::Message) | None => Verdict::Drop(DropReason::InnerMalformed),
+            Some(Inner::Message | Inner::Bundle) | None => Verdict::Drop(DropReason::InnerMalformed),
         }
     }
 
     /// The pieces of a cut frame, put together, are an inner header and a frame: nothing else is ever cut.
     fn judge_whole(&mut self, fib: &Fib, batch: &mut Batch, index: usize, peer: &FibPeer, now: Instant) -> Verdict {
         let whole = batch.bytes(index);
-        if Inner::read(whole) != Some(Inner::Frame) {
+        if !matches!(Inner::read(whole), Some(Inner::Frame(_))) {
             return Verdict::Drop(DropReason::InnerMalformed);
         }
         let len = whole.len();

@@ -10,7 +10,7 @@ use std::time::Instant;
 use crate::session::Transport;
 use crate::wire::header::{HEADER_LEN, TAG_LEN};
 use crate::wire::message::{HEADROOM, INNER_LEN, MAX_PARTS, TAILROOM};
-use crate::wire::{Batch, DropReason, Inner, Message, Verdict};
+use crate::wire::{Batch, Checksum, DropReason, Inner, Message, Verdict};
 
 use super::fib::FibPeer;
 
@@ -23,10 +23,10 @@ pub fn seal_frame(peer: &FibPeer, frame: &[u8], now: Instant) -> Option<Vec<Vec<
     let first = transport.reserve(cut.parts, now)?;
     transport.note_sent(now);
     if cut.parts == 1 {
-        return Some(vec![seal(transport, first, Inner::Frame, frame)]);
+        return Some(vec![seal(transport, first, Inner::Frame(Checksum::Unknown), frame)]);
     }
     let mut whole = vec![0; INNER_LEN];
-    Inner::Frame.write(&mut whole);
+    Inner::Frame(Checksum::Unknown).write(&mut whole);
     whole.extend_from_slice(frame);
     let piece = |(counter, inner, range): (u64, Inner, Range<usize>)| seal(transport, counter, inner, &whole[range]);
     Some(cut.pieces(first).map(piece).collect())
@@ -70,7 +70,7 @@ pub(super) fn seal_slot(
         return Ok(Verdict::Done);
     }
     let counter = transport.reserve(1, now).ok_or(SealError::Exhausted)?;
-    seal_in_batch(batch, index, transport, counter, Inner::Frame, peer.endpoint);
+    seal_in_batch(batch, index, transport, counter, Inner::Frame(Checksum::Unknown), peer.endpoint);
     transport.note_sent(now);
     Ok(Verdict::Send(peer.endpoint))
 }
@@ -93,7 +93,7 @@ pub(super) fn seal_copy(
     }
     let counter = transport.reserve(1, now).ok_or(SealError::Exhausted)?;
     let copy = batch.push_copy_of(index, 0..len).expect("there is room");
-    seal_in_batch(batch, copy, transport, counter, Inner::Frame, peer.endpoint);
+    seal_in_batch(batch, copy, transport, counter, Inner::Frame(Checksum::Unknown), peer.endpoint);
     transport.note_sent(now);
     Ok(())
 }
@@ -111,7 +111,7 @@ fn append_pieces(
         return Err(SealError::Drop(DropReason::BatchFull));
     }
     let first = transport.reserve(cut.parts, now).ok_or(SealError::Exhausted)?;
-    Inner::Frame.write(batch.grow(index, INNER_LEN, 0));
+    Inner::Frame(Checksum::Unknown).write(batch.grow(index, INNER_LEN, 0));
     for (counter, inner, range) in cut.pieces(first) {
         let piece = batch.push_copy_of(index, range).expect("there is room");
         seal_in_batch(batch, piece, transport, counter, inner, endpoint);
@@ -190,7 +190,7 @@ mod tests {
         let (a, b) = pair(now);
         let datagrams = seal_frame(&a.fib.peers[0], b"a frame of some length", now).expect("a session");
         assert_eq!(datagrams.len(), 1);
-        assert_eq!(open(&b, &datagrams[0], now), (Inner::Frame, b"a frame of some length".to_vec()));
+        assert_eq!(open(&b, &datagrams[0], now), (Inner::Frame(Checksum::Unknown), b"a frame of some length".to_vec()));
         assert_eq!(a.transport.last_sent().map(|at| at.max(now)), Some(now));
     }
 
@@ -242,7 +242,7 @@ mod tests {
                 whole.extend(bytes);
             }
             if datagrams.len() > 1 {
-                prop_assert_eq!(Inner::read(&whole), Some(Inner::Frame));
+                prop_assert_eq!(Inner::read(&whole), Some(Inner::Frame(Checksum::Unknown)));
                 whole.drain(..INNER_LEN);
             }
             prop_assert_eq!(whole, frame);

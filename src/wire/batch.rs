@@ -8,7 +8,8 @@
 use std::net::SocketAddr;
 use std::ops::Range;
 
-use super::message::{HEADROOM, TAILROOM};
+use super::ecn::Ecn;
+use super::message::{Checksum, HEADROOM, TAILROOM};
 
 /// What is to become of a slot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,10 @@ drop_reasons! {
     NotForUs = "not-for-us",
     /// An ARP or neighbour-discovery frame that binds an address against the signed records.
     ForgedBinding = "forged-binding",
+    /// A datagram that a router marked as congested around a frame that asked for losses instead (RFC 6040).
+    Congestion = "congestion",
+    /// A superframe from the TAP that makes no sense.
+    SuperframeMalformed = "superframe-malformed",
     /// A fragment without its siblings, out of its time or bound.
     FragmentLost = "fragment-lost",
     /// A handshake datagram whose first MAC is not made with the network's key: a stranger.
@@ -167,6 +172,10 @@ pub struct Slot {
     pub source: Option<SocketAddr>,
     /// Index into `Fib::peers` of the peer that a datagram proved to be from, set by the forwarder.
     pub peer: Option<usize>,
+    /// What is known of the transport checksum of a frame.
+    pub checksum: Checksum,
+    /// The congestion mark of a datagram: as received, or to be sent with.
+    pub ecn: Ecn,
     /// What is to become of it.
     pub verdict: Verdict,
 }
@@ -228,6 +237,18 @@ impl Batch {
         &mut self.arena[self.slots[index].range()]
     }
 
+    /// The bytes of slot `index` and `head` bytes before them, which are nobody's: at most [`HEADROOM`] for a slot with room
+    /// of its own, at most what was shrunk away for others.
+    pub fn bytes_with_head(&mut self, index: usize, head: usize) -> &mut [u8] {
+        let Range { start, end } = self.slots[index].range();
+        &mut self.arena[start - head..end]
+    }
+
+    /// The bytes from the beginning of slot `first` to the end of slot `last`, which lies behind it.
+    pub fn bytes_across(&self, first: usize, last: usize) -> &[u8] {
+        &self.arena[self.slots[first].start..self.slots[last].range().end]
+    }
+
     /// Free space of exactly `len` bytes with head- and tailroom around it, to be filled by the I/O and then
     /// committed; `None` if the batch is full.
     pub fn spare(&mut self, len: usize) -> Option<&mut [u8]> {
@@ -249,8 +270,61 @@ impl Batch {
             "commit without spare"
         );
         self.end = start + len + TAILROOM;
-        self.slots.push(Slot { start, len, source, peer: None, verdict: Verdict::Pending });
+        self.add(start, len, source)
+    }
+
+    fn add(&mut self, start: usize, len: usize, source: Option<SocketAddr>) -> usize {
+        let (checksum, ecn) = (Checksum::default(), Ecn::default());
+        self.slots.push(Slot { start, len, source, peer: None, checksum, ecn, verdict: Verdict::Pending });
         self.slots.len() - 1
+    }
+
+    /// As [`Batch::spare`], with `head` of the free bytes before it: for an I/O that puts a header of its own there.
+    pub fn spare_with_head(&mut self, head: usize, len: usize) -> Option<&mut [u8]> {
+        debug_assert!(head <= HEADROOM);
+        self.spare(len)?;
+        let start = self.end + HEADROOM;
+        Some(&mut self.arena[start - head..start + len])
+    }
+
+    /// Takes the first `len` bytes of the space that [`Batch::spare`] gave out of use until the batch is cleared, without
+    /// making a slot of them: the frames in them are about to be copied into slots of their own. Returns where they are in the arena.
+    ///
+    /// # Panics
+    /// If there was no such space.
+    pub fn hold(&mut self, len: usize) -> Range<usize> {
+        let start = self.end + HEADROOM;
+        assert!(start + len + TAILROOM <= self.arena.len(), "hold without spare");
+        self.end = start + len + TAILROOM;
+        start..start + len
+    }
+
+    /// The bytes of `range` of the arena.
+    pub fn held(&self, range: Range<usize>) -> &[u8] {
+        &self.arena[range]
+    }
+
+    /// Appends a slot with a copy of two ranges of the arena, one behind the other; `None` if the batch is full.
+    pub fn push_parts(&mut self, first: Range<usize>, second: Range<usize>) -> Option<usize> {
+        let (head, len) = (first.len(), first.len() + second.len());
+        self.spare(len)?;
+        let start = self.end + HEADROOM;
+        self.arena.copy_within(first, start);
+        self.arena.copy_within(second, start + head);
+        Some(self.commit(len, None))
+    }
+
+    /// Appends a slot that is `range` of the bytes of slot `index`, without copying them; `None` if there are too many
+    /// slots. It has no room of its own before and behind it.
+    pub fn push_within(&mut self, index: usize, range: Range<usize>) -> Option<usize> {
+        if self.slots.len() >= self.max_slots {
+            return None;
+        }
+        let Slot { start, source, peer, .. } = self.slots[index];
+        debug_assert!(range.end <= self.slots[index].len);
+        let slot = self.add(start + range.start, range.len(), source);
+        self.slots[slot].peer = peer;
+        Some(slot)
     }
 
     /// Makes several slots of `len` bytes that one receive call laid down end to end, `stride` bytes each but the last
@@ -263,7 +337,7 @@ impl Batch {
         let mut at = 0;
         while at < len && self.slots.len() < self.max_slots {
             let piece = stride.max(1).min(len - at);
-            self.slots.push(Slot { start: start + at, len: piece, source, peer: None, verdict: Verdict::Pending });
+            self.add(start + at, piece, source);
             at += piece;
         }
         self.slots.len() - before
@@ -343,6 +417,22 @@ mod tests {
         batch.spare(25).expect("room").copy_from_slice(b"aaaaaaaaaabbbbbbbbbbccccc");
         assert_eq!(batch.commit_strided(25, 10, None), 3);
         assert_eq!((batch.bytes(0), batch.bytes(2)), (&b"aaaaaaaaaa"[..], &b"ccccc"[..]));
+    }
+
+    #[test]
+    fn a_held_buffer_is_copied_in_parts_and_a_slot_split_without_copying() {
+        let mut batch = Batch::new(4096, 4);
+        batch.spare_with_head(2, 6).expect("room").copy_from_slice(b"..header");
+        let held = batch.hold(6);
+        assert_eq!((batch.held(held.clone()), batch.len()), (&b"header"[..], 0));
+        let both = batch.push_parts(held.start..held.start + 2, held.start + 4..held.end).expect("room");
+        assert_eq!(batch.bytes(both), b"heer");
+        let part = batch.push_within(both, 1..3).expect("room");
+        batch.bytes_with_head(part, 1)[0] = b'x';
+        assert_eq!((batch.bytes(part), batch.bytes(both)), (&b"ee"[..], &b"xeer"[..]));
+        let next = batch.push(b"next", None).expect("room");
+        assert_eq!(batch.bytes_across(both, next).len(), 4 + TAILROOM + HEADROOM + 4);
+        assert!(batch.push_within(both, 0..1).is_some() && batch.push_within(both, 0..1).is_none());
     }
 
     #[test]

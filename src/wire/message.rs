@@ -1,15 +1,19 @@
-//! What a sealed datagram holds: an 8-byte inner header, then a frame, a piece of a frame, or a control message.
+//! What a sealed datagram holds: an 8-byte inner header, then a frame, a piece of a frame, a control message, or a
+//! bundle of small frames.
 //!
-//! | bytes | frame | fragment | message |
-//! |---|---|---|---|
-//! | 0 | 1 | 2 | 3 |
-//! | 1 | checksum flags, zero | part, from 0; bit 7 marks the last | 0 |
-//! | 2..4 | `csum_start`, zero | 0 | 0 |
-//! | 4..8 | `csum_offset` (2), 0 (2) | id of the cut frame | 0 |
+//! | bytes | frame | fragment | message | bundle |
+//! |---|---|---|---|---|
+//! | 0 | 1 | 2 | 3 | 4 |
+//! | 1 | checksum: 0 unknown, 1 partial, 2 valid | part, from 0; bit 7 marks the last | 0 | 0 |
+//! | 2..4 | `csum_start`, if partial | 0 | 0 | 0 |
+//! | 4..6 | `csum_offset`, if partial | id of the cut frame (4..8) | 0 | 0 |
+//! | 6..8 | 0 | | 0 | 0 |
 //!
-//! The pieces of a cut frame, put together, are again an inner header and a frame.
+//! The pieces of a cut frame, put together, are again an inner header and a frame. A bundle is a sequence of entries to its
+//! very end: the length of the frame (2), an inner header of a frame (8), the frame.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
@@ -33,11 +37,32 @@ pub const MAX_PARTS: u8 = 16;
 /// Largest encoded [`Message`]: a record (1 KiB) and its frame. It fits any path of IPv6's minimum MTU.
 pub const MAX_MESSAGE: usize = 1100;
 
+/// Length of what stands before each frame of a bundle: its length and its inner header, bytes.
+pub const ENTRY_LEN: usize = 2 + INNER_LEN;
+
+/// What is known of the transport checksum of a frame: nobody computes it where the AEAD proves the bytes already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Checksum {
+    /// Nothing: it is in the frame, and nobody has looked at it.
+    #[default]
+    Unknown,
+    /// Only the sum of the pseudo header is in the frame. Whoever puts it on a wire adds the sum of the bytes from `start`
+    /// on, and stores it at `start + offset` (virtio 1.2, section 5.1.6.2).
+    Partial {
+        /// `csum_start`: bytes from the beginning of the frame.
+        start: u16,
+        /// `csum_offset`: bytes from `start`.
+        offset: u16,
+    },
+    /// It is in the frame, and the kernel that the frame came from has verified it.
+    Valid,
+}
+
 /// The inner header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Inner {
-    /// A whole Ethernet frame follows.
-    Frame,
+    /// A whole Ethernet frame follows, with what its sender knows of its checksum.
+    Frame(Checksum),
     /// A piece of an inner header and frame follows.
     Fragment {
         /// Which cut frame, chosen by the sender, per session.
@@ -49,6 +74,19 @@ pub enum Inner {
     },
     /// A canonical [`Message`] follows.
     Message,
+    /// Several small frames follow, each behind its length and its own inner header: see [`entry`].
+    Bundle,
+}
+
+/// The first entry of what is left of a bundle: the frame's checksum and where its bytes are in `rest`. `None` if it is
+/// none, or ends too early.
+pub fn entry(rest: &[u8]) -> Option<(Checksum, Range<usize>)> {
+    let (len, inner) = rest.split_first_chunk::<2>()?;
+    let end = ENTRY_LEN + usize::from(u16::from_be_bytes(*len));
+    match Inner::read(inner)? {
+        Inner::Frame(checksum) if end <= rest.len() => Some((checksum, ENTRY_LEN..end)),
+        Inner::Frame(_) | Inner::Fragment { .. } | Inner::Message | Inner::Bundle => None,
+    }
 }
 
 impl Inner {
@@ -56,25 +94,43 @@ impl Inner {
     pub fn write(&self, buffer: &mut [u8]) {
         buffer[..INNER_LEN].fill(0);
         match *self {
-            Self::Frame => buffer[0] = 1,
+            Self::Frame(checksum) => {
+                buffer[0] = 1;
+                match checksum {
+                    Checksum::Unknown => {}
+                    Checksum::Partial { start, offset } => {
+                        buffer[1] = 1;
+                        buffer[2..4].copy_from_slice(&start.to_be_bytes());
+                        buffer[4..6].copy_from_slice(&offset.to_be_bytes());
+                    }
+                    Checksum::Valid => buffer[1] = 2,
+                }
+            }
             Self::Fragment { id, part, last } => {
                 buffer[0] = 2;
                 buffer[1] = part | if last { 0x80 } else { 0 };
                 buffer[4..8].copy_from_slice(&id.to_be_bytes());
             }
             Self::Message => buffer[0] = 3,
+            Self::Bundle => buffer[0] = 4,
         }
     }
 
     /// Reads the inner header; `None` if the bytes are none of this version.
     pub fn read(plaintext: &[u8]) -> Option<Self> {
         match *plaintext.first_chunk::<INNER_LEN>()? {
-            [1, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Frame),
+            [1, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Frame(Checksum::Unknown)),
+            [1, 1, a, b, c, d, 0, 0] => {
+                let (start, offset) = (u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]));
+                Some(Self::Frame(Checksum::Partial { start, offset }))
+            }
+            [1, 2, 0, 0, 0, 0, 0, 0] => Some(Self::Frame(Checksum::Valid)),
             [2, part, 0, 0, a, b, c, d] => {
                 let (part, last) = (part & 0x7f, part & 0x80 != 0);
                 (part < MAX_PARTS).then_some(Self::Fragment { id: u32::from_be_bytes([a, b, c, d]), part, last })
             }
             [3, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Message),
+            [4, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Bundle),
             _ => None,
         }
     }
@@ -126,7 +182,9 @@ mod tests {
 
     #[test]
     fn every_inner_header_survives_the_wire() {
-        for inner in [Inner::Frame, Inner::Message, Inner::Fragment { id: 0xdead_beef, part: 15, last: true }] {
+        let checksums = [Checksum::Unknown, Checksum::Valid, Checksum::Partial { start: 34, offset: 16 }];
+        let others = [Inner::Message, Inner::Bundle, Inner::Fragment { id: 0xdead_beef, part: 15, last: true }];
+        for inner in checksums.map(Inner::Frame).into_iter().chain(others) {
             let mut buffer = [0xff; INNER_LEN];
             inner.write(&mut buffer);
             assert_eq!(Inner::read(&buffer), Some(inner));
@@ -135,16 +193,38 @@ mod tests {
 
     #[test]
     fn unknown_kinds_flags_and_parts_are_no_inner_header() {
-        for bytes in [[0u8; 8], [4, 0, 0, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0, 0], [2, 16, 0, 0, 0, 0, 0, 0]] {
+        for bytes in [
+            [0u8; 8],
+            [5, 0, 0, 0, 0, 0, 0, 0],
+            [4, 1, 0, 0, 0, 0, 0, 0],
+            [1, 3, 0, 0, 0, 0, 0, 0],
+            [1, 2, 0, 1, 0, 0, 0, 0],
+            [1, 1, 0, 1, 0, 1, 0, 1],
+            [2, 16, 0, 0, 0, 0, 0, 0],
+        ] {
             assert_eq!(Inner::read(&bytes), None, "{bytes:?}");
         }
         assert_eq!(Inner::read(&[1; 7]), None);
+    }
+
+    #[test]
+    fn a_bundle_is_read_entry_by_entry() {
+        let mut bundle = vec![0, 3];
+        bundle.extend([1, 2, 0, 0, 0, 0, 0, 0]);
+        bundle.extend(b"abc");
+        assert_eq!(entry(&bundle), Some((Checksum::Valid, 10..13)));
+        assert_eq!(entry(&bundle[..12]), None, "cut short");
+        bundle[2] = 3;
+        assert_eq!(entry(&bundle), None, "only frames are bundled");
     }
 
     proptest! {
         #[test]
         fn hostile_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2000)) {
             let _ = Inner::read(&bytes);
+            if let Some((_, range)) = entry(&bytes) {
+                prop_assert!(bytes.get(range).is_some());
+            }
             if let Ok(message) = Message::decode(&bytes) {
                 prop_assert_eq!(message.encode(), bytes);
             }
