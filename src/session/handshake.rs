@@ -545,7 +545,7 @@ pub(super) mod tests {
     fn carries(from: &Transport, to: &Transport, now: Instant) -> Result<usize, OpenError> {
         let mut datagram = [0; 16 + 5 + 16];
         from.seal_in_place(from.reserve(1, now).expect("a counter"), &mut datagram);
-        to.open_in_place(&mut datagram, now)
+        to.open_in_place(&mut to.window(), &mut datagram, now)
     }
 
     #[test]
@@ -778,10 +778,10 @@ pub(super) mod tests {
             .expect("the initiation is readable with the responder's key")
             .respond(8, b"", now)
             .expect("a response");
-        assert_eq!(as_b.open_in_place(&mut recorded.clone(), now), Err(OpenError::BadTag));
+        assert_eq!(as_b.open_in_place(&mut as_b.window(), &mut recorded.clone(), now), Err(OpenError::BadTag));
         let (mut as_a, _) = Initiator::new(&a, &b.public(), 7, b"", None, [98; 32]).expect("an initiation");
         assert_eq!(as_a.read_response(&response, now).err(), Some(HandshakeError::Decrypt));
-        assert_eq!(at_b.open_in_place(&mut recorded, now), Ok(5));
+        assert_eq!(at_b.open_in_place(&mut at_b.window(), &mut recorded, now), Ok(5));
     }
 
     #[test]

@@ -3,8 +3,8 @@
 //! Shared by `Arc` between the forwarding threads and the node, so everything is an atomic or behind one short lock.
 //! Sealing and opening happen in place, in the batch's arena.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use ring::aead::{AES_256_GCM, Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
@@ -67,6 +67,9 @@ pub struct Transport {
     sent: AtomicU64,
     confirmed: AtomicBool,
 }
+
+/// The replay window of a session, taken for a batch of datagrams.
+pub struct Window<'a>(MutexGuard<'a, ReplayWindow>);
 
 /// What a handshake hands over to [`Transport::new`].
 pub struct Keys {
@@ -141,12 +144,23 @@ impl Transport {
         tag.copy_from_slice(sealed.as_ref());
     }
 
+    /// Takes the replay window, for as many datagrams as lie behind one another. Only another lane ever waits for it, and
+    /// only when one peer's datagrams reach both.
+    pub fn window(&self) -> Window<'_> {
+        Window(self.replay.lock().expect("nothing panics while holding the window"))
+    }
+
     /// Opens `datagram` in place and returns the length of its plaintext, which lies right behind the header. A counter
-    /// is accepted once.
+    /// is accepted once by `window`, which is this session's.
     ///
     /// # Errors
     /// [`OpenError`]; the bytes are then undefined.
-    pub fn open_in_place(&self, datagram: &mut [u8], now: Instant) -> Result<usize, OpenError> {
+    pub fn open_in_place(
+        &self,
+        window: &mut Window<'_>,
+        datagram: &mut [u8],
+        now: Instant,
+    ) -> Result<usize, OpenError> {
         let header = Header::read(datagram).ok_or(OpenError::BadTag)?;
         let age = now.saturating_duration_since(self.created);
         if age >= REJECT_AFTER_TIME {
@@ -158,7 +172,7 @@ impl Transport {
             .open_in_place(self.nonce(header.counter), Aad::from(&*head), rest)
             .map_err(|_| OpenError::BadTag)?
             .len();
-        if !self.replay.lock().expect("nothing panics while holding the window").accept(header.counter) {
+        if !window.0.accept(header.counter) {
             return Err(OpenError::Replayed);
         }
         self.received.store(age.as_millis() as u64 + 1, Ordering::Relaxed);
@@ -286,9 +300,9 @@ mod tests {
             let (a, b) = pair(cipher, now);
             let datagram = sealed(&a, b"hello", now);
             let mut copy = datagram.clone();
-            assert_eq!(b.open_in_place(&mut copy, now), Ok(5));
+            assert_eq!(b.open_in_place(&mut b.window(), &mut copy, now), Ok(5));
             assert_eq!(&copy[HEADER_LEN..HEADER_LEN + 5], b"hello");
-            assert_eq!(b.open_in_place(&mut datagram.clone(), now), Err(OpenError::Replayed));
+            assert_eq!(b.open_in_place(&mut b.window(), &mut datagram.clone(), now), Err(OpenError::Replayed));
             assert!(b.confirm() && !b.confirm());
         }
     }
@@ -301,9 +315,9 @@ mod tests {
         for bit in 0..datagram.len() * 8 {
             let mut changed = datagram.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
-            assert_eq!(b.open_in_place(&mut changed, now), Err(OpenError::BadTag), "bit {bit}");
+            assert_eq!(b.open_in_place(&mut b.window(), &mut changed, now), Err(OpenError::BadTag), "bit {bit}");
         }
-        assert!(b.open_in_place(&mut datagram.clone(), now).is_ok());
+        assert!(b.open_in_place(&mut b.window(), &mut datagram.clone(), now).is_ok());
     }
 
     #[test]
@@ -314,7 +328,7 @@ mod tests {
         let end = now + REJECT_AFTER_TIME;
         assert!(a.reserve(1, end - Duration::from_millis(1)).is_some());
         assert_eq!(a.reserve(1, end), None);
-        assert_eq!(b.open_in_place(&mut datagram, end), Err(OpenError::Expired));
+        assert_eq!(b.open_in_place(&mut b.window(), &mut datagram, end), Err(OpenError::Expired));
     }
 
     #[test]

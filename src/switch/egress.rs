@@ -1,16 +1,23 @@
 //! Frames on their way out: from our TAP to the members.
+//!
+//! A batch is judged in two passes. The first decides for every frame what becomes of it and counts what each session is
+//! to seal; then each session is asked once for its counters; the second pass seals. Between them it is known which
+//! small frames stand beside others for the same peer: they share a datagram.
 
 use std::time::Instant;
 
+use crate::identity::Mac;
 use crate::session::rekey::REKEY_AFTER_MESSAGES;
+use crate::wire::checksum::Transport as Segment;
 use crate::wire::ethernet::FrameHead;
-use crate::wire::{Batch, Counters, DropReason, Punt, Verdict};
+use crate::wire::message::ENTRY_LEN;
+use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
 
 use super::fib::Fib;
 use super::flood::Bucket;
 use super::forwarder::{Notice, Notices};
-use super::neighbor;
-use super::seal::{SealError, seal_copy, seal_slot};
+use super::seal::{self, Cut, Target};
+use super::{mss, neighbor};
 
 /// Frames from the TAP, on their way out.
 #[derive(Debug, Default)]
@@ -24,21 +31,93 @@ pub struct Egress {
     /// With whom the next flood begins. If a batch has no room for a copy for everybody, it is not always the same
     /// members who get none.
     turn: usize,
+    /// The frames of this batch that are to be sealed, in order.
+    plan: Vec<Planned>,
+    /// The peers of the plan.
+    loads: Vec<Load>,
+}
+
+/// A frame that is to be sealed for one peer.
+#[derive(Debug, Clone, Copy)]
+struct Planned {
+    slot: usize,
+    /// Index into `loads`.
+    load: usize,
+    cut: Cut,
+    part: Part,
+}
+
+/// A frame's part in a bundle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    /// None: it goes alone.
+    Alone,
+    /// The first of a bundle.
+    First,
+    /// Another one of the last bundle for that peer.
+    Next,
+}
+
+/// What one peer gets of a batch.
+#[derive(Debug, Clone, Copy)]
+struct Load {
+    /// Index into `Fib::peers`.
+    peer: usize,
+    /// Datagrams to seal.
+    datagrams: u64,
+    /// The next counter; `None` if the session is exhausted.
+    counter: Option<u64>,
+    /// What small frames may still join.
+    open: Option<Bundle>,
+}
+
+/// A bundle in the making; of a single frame none will come.
+#[derive(Debug, Clone, Copy)]
+struct Bundle {
+    /// Where it begins in the plan.
+    first: usize,
+    /// Bytes of all entries.
+    len: usize,
+    /// Of all its frames: the datagram has one mark for all.
+    ecn: Ecn,
+}
+
+/// What the first pass says of a frame.
+enum Judgement {
+    /// Its end.
+    Verdict(Verdict),
+    /// Seal it for this peer.
+    For(usize),
 }
 
 impl Egress {
-    /// Judges every slot that is `Pending`: frames read from our TAP. Known unicast is sealed in place (`Send`), floods
-    /// and cut frames append slots (`Done` for the original), ARP and ND requests that the records answer become
+    /// Judges every slot that is `Pending`: frames read from our TAP. Known unicast is sealed in place (`Send`), cut or
+    /// bundled (new slots, `Done` for the original), floods add copies, ARP and ND requests that the records answer become
     /// replies (`Deliver`).
     pub fn handle_frames(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
+        self.plan.clear();
+        self.loads.clear();
+        let mut last = None;
         for index in 0..batch.len() {
             if batch.slots()[index].verdict == Verdict::Pending {
-                let verdict = self.judge(fib, batch, index, now);
-                if let Verdict::Drop(reason) = verdict {
-                    self.counters.count(reason);
+                match self.judge(fib, batch, index, &mut last, now) {
+                    Judgement::Verdict(verdict) => self.speak(batch, index, verdict),
+                    Judgement::For(peer) => self.plan(fib, batch, index, peer),
                 }
-                batch.slot_mut(index).verdict = verdict;
             }
+        }
+        for load in &mut self.loads {
+            let transport = fib.peers[load.peer].transport.as_ref().expect("only peers with a session are planned for");
+            load.counter = transport.reserve(load.datagrams, now);
+            if load.counter.is_some() {
+                transport.note_sent(now);
+            }
+            if transport.sealed() >= REKEY_AFTER_MESSAGES {
+                self.notices.push(Notice::RekeyDue { local: transport.local() });
+            }
+        }
+        for at in 0..self.plan.len() {
+            self.seal(fib, batch, at);
         }
     }
 
@@ -52,60 +131,165 @@ impl Egress {
         &self.counters
     }
 
-    fn judge(&mut self, fib: &Fib, batch: &mut Batch, index: usize, now: Instant) -> Verdict {
-        let frame = batch.bytes(index);
+    fn speak(&mut self, batch: &mut Batch, index: usize, verdict: Verdict) {
+        match verdict {
+            Verdict::Drop(reason) => self.counters.count(reason),
+            Verdict::Punt(_) => seal::complete(batch, index),
+            Verdict::Pending | Verdict::Deliver | Verdict::Send(_) | Verdict::Done => {}
+        }
+        batch.slot_mut(index).verdict = verdict;
+    }
+
+    /// `last` is the last destination and its peer: the frames of a superframe all have one.
+    fn judge(
+        &mut self,
+        fib: &Fib,
+        batch: &mut Batch,
+        index: usize,
+        last: &mut Option<(Mac, usize)>,
+        now: Instant,
+    ) -> Judgement {
+        let drop = |reason| Judgement::Verdict(Verdict::Drop(reason));
+        let checksum = batch.slots()[index].checksum;
+        let frame = batch.bytes_mut(index);
         let len = frame.len();
-        let Some(head) = FrameHead::read(frame) else { return Verdict::Drop(DropReason::FrameMalformed) };
+        let Some(head) = FrameHead::read(frame) else { return drop(DropReason::FrameMalformed) };
         if len > head.payload + fib.mtu {
-            return Verdict::Drop(DropReason::FrameTooLong);
+            return drop(DropReason::FrameTooLong);
         }
         if head.source != fib.mac {
-            return Verdict::Drop(DropReason::ForeignSource);
+            return drop(DropReason::ForeignSource);
         }
         if head.destination == fib.mac {
-            return Verdict::Drop(DropReason::OwnDestination);
+            return drop(DropReason::OwnDestination);
         }
+        let segment = Segment::of(frame, &head);
+        let Some(checksum) = seal::plain(frame, segment.as_ref(), checksum) else {
+            return drop(DropReason::FrameMalformed);
+        };
+        let ecn = Ecn::of_frame(frame, &head);
+        let slot = batch.slot_mut(index);
+        (slot.checksum, slot.ecn) = (checksum, ecn);
         if head.destination.is_group() {
             if neighbor::answer(batch, index, &fib.neighbors, fib.mac) {
-                return Verdict::Deliver;
+                return Judgement::Verdict(Verdict::Deliver);
             }
-            return self.flood(fib, batch, index, now);
+            return Judgement::Verdict(self.flood(fib, batch, index, now));
         }
-        let Some(peer) = fib.stations.get(&head.destination).and_then(|peer| fib.peers.get(*peer)) else {
-            if self.unknown.take(len, now) {
-                return Verdict::Punt(Punt::UnknownUnicast);
-            }
-            return Verdict::Drop(DropReason::FloodBudget);
+        let known = last.filter(|(mac, _)| *mac == head.destination).map(|(_, peer)| peer);
+        let Some(peer) = known.or_else(|| fib.stations.get(&head.destination).copied()) else {
+            let verdict = match self.unknown.take(len, now) {
+                true => Verdict::Punt(Punt::UnknownUnicast),
+                false => Verdict::Drop(DropReason::FloodBudget),
+            };
+            return Judgement::Verdict(verdict);
         };
-        let Some(transport) = &peer.transport else { return Verdict::Punt(Punt::NoSession) };
-        match seal_slot(batch, index, peer, transport, now) {
-            Ok(verdict) => {
-                if transport.sealed() >= REKEY_AFTER_MESSAGES {
-                    self.notices.push(Notice::RekeyDue { local: transport.local() });
-                }
-                verdict
-            }
-            Err(SealError::Exhausted) => Verdict::Punt(Punt::NoSession),
-            Err(SealError::Drop(reason)) => Verdict::Drop(reason),
+        *last = Some((head.destination, peer));
+        if fib.peers[peer].transport.is_none() {
+            return Judgement::Verdict(Verdict::Punt(Punt::NoSession));
         }
+        if let Some(segment) = segment {
+            mss::clamp(batch.bytes_mut(index), &segment, checksum, fib.peers[peer].longest_whole());
+        }
+        Judgement::For(peer)
+    }
+
+    /// Puts the frame of slot `index` on the plan.
+    fn plan(&mut self, fib: &Fib, batch: &mut Batch, index: usize, peer: usize) {
+        let (len, ecn) = (batch.bytes(index).len(), batch.slots()[index].ecn);
+        let Some(cut) = Cut::of(len, fib.peers[peer].path_payload) else {
+            return self.speak(batch, index, Verdict::Drop(DropReason::FrameTooLong));
+        };
+        let load = match self.loads.iter().rposition(|load| load.peer == peer) {
+            Some(load) => load,
+            None => {
+                self.loads.push(Load { peer, datagrams: 0, counter: None, open: None });
+                self.loads.len() - 1
+            }
+        };
+        let at = self.plan.len();
+        let state = &mut self.loads[load];
+        let capacity = fib.peers[peer].longest_whole();
+        let entry = ENTRY_LEN + len;
+        let part = match &mut state.open {
+            Some(bundle) if bundle.len + entry <= capacity && bundle.ecn == ecn => {
+                self.plan[bundle.first].part = Part::First;
+                bundle.len += entry;
+                Part::Next
+            }
+            Some(_) | None => {
+                // What fills more than half a datagram leaves room for nobody of its kind, so bulk need not be copied.
+                state.open = (entry <= capacity / 2).then_some(Bundle { first: at, len: entry, ecn });
+                state.datagrams += cut.parts;
+                Part::Alone
+            }
+        };
+        self.plan.push(Planned { slot: index, load, cut, part });
+    }
+
+    /// Seals entry `at` of the plan, and with the first of a bundle all of it.
+    fn seal(&mut self, fib: &Fib, batch: &mut Batch, at: usize) {
+        let Planned { slot, load, cut, part } = self.plan[at];
+        if part == Part::Next {
+            return;
+        }
+        let peer = &fib.peers[self.loads[load].peer];
+        let (Some(counter), Some(transport)) = (self.loads[load].counter, &peer.transport) else {
+            for member in self.members(at) {
+                seal::complete(batch, self.plan[member].slot);
+                batch.slot_mut(self.plan[member].slot).verdict = Verdict::Punt(Punt::NoSession);
+            }
+            return;
+        };
+        let target = Target { peer, transport };
+        if part == Part::Alone {
+            self.loads[load].counter = Some(counter + cut.parts);
+            let verdict = target.seal_slot(batch, slot, &cut, counter);
+            return self.speak(batch, slot, verdict);
+        }
+        self.loads[load].counter = Some(counter + 1);
+        let len = self.members(at).map(|member| ENTRY_LEN + batch.bytes(self.plan[member].slot).len()).sum();
+        let slots = self.members(at).map(|member| self.plan[member].slot);
+        if !target.seal_bundle(batch, slot, slots, len, counter) {
+            for member in self.members(at) {
+                batch.slot_mut(self.plan[member].slot).verdict = Verdict::Drop(DropReason::BatchFull);
+            }
+            (0..self.members(at).count()).for_each(|_| self.counters.count(DropReason::BatchFull));
+        }
+    }
+
+    /// The plan's entries that share a datagram with entry `first`, itself included.
+    fn members(&self, first: usize) -> impl Iterator<Item = usize> + '_ {
+        let load = self.plan[first].load;
+        let rest = (first + 1..self.plan.len()).filter(move |at| self.plan[*at].load == load);
+        std::iter::once(first).chain(rest.take_while(|at| self.plan[*at].part == Part::Next))
     }
 
     /// Head-end replication: a sealed copy for every member with a session.
     fn flood(&mut self, fib: &Fib, batch: &mut Batch, index: usize, now: Instant) -> Verdict {
-        if !self.floods.take(batch.bytes(index).len(), now) {
+        let len = batch.bytes(index).len();
+        if !self.floods.take(len, now) {
             return Verdict::Drop(DropReason::FloodBudget);
         }
         let (before, after) = fib.peers.split_at(self.turn % fib.peers.len().max(1));
         self.turn = self.turn.wrapping_add(1);
         for peer in after.iter().chain(before) {
             let Some(transport) = &peer.transport else { continue };
-            match seal_copy(batch, index, peer, transport, now) {
-                Ok(()) if transport.sealed() >= REKEY_AFTER_MESSAGES => {
-                    self.notices.push(Notice::RekeyDue { local: transport.local() });
-                }
-                Ok(()) => {}
-                Err(SealError::Exhausted) => self.counters.count(DropReason::SessionExhausted),
-                Err(SealError::Drop(reason)) => self.counters.count(reason),
+            let Some(cut) = Cut::of(len, peer.path_payload) else {
+                self.counters.count(DropReason::FrameTooLong);
+                continue;
+            };
+            let Some(counter) = transport.reserve(cut.parts, now) else {
+                self.counters.count(DropReason::SessionExhausted);
+                continue;
+            };
+            if !(Target { peer, transport }).seal_copy(batch, index, &cut, counter) {
+                self.counters.count(DropReason::BatchFull);
+                continue;
+            }
+            transport.note_sent(now);
+            if transport.sealed() >= REKEY_AFTER_MESSAGES {
+                self.notices.push(Notice::RekeyDue { local: transport.local() });
             }
         }
         // Of whom the records did not know, the directory may.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
+use crate::wire::message::{HEADROOM, TAILROOM};
 
 /// One member, as forwarding sees it.
 #[derive(Debug, Clone)]
@@ -22,6 +23,13 @@ pub struct FibPeer {
     pub endpoint: SocketAddr,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
+}
+
+impl FibPeer {
+    /// The longest frame that the path carries in one datagram, bytes.
+    pub fn longest_whole(&self) -> usize {
+        self.path_payload.saturating_sub(HEADROOM + TAILROOM)
+    }
 }
 
 /// What forwarding knows.
@@ -56,5 +64,12 @@ impl Fib {
             neighbors: BTreeMap::new(),
             cold: false,
         }
+    }
+
+    /// The longest frame, bytes, that reaches the owner of `destination` in one datagram; unbounded for a group and for a
+    /// MAC that nobody owns.
+    pub fn longest_whole(&self, destination: Mac) -> usize {
+        let peer = self.stations.get(&destination).and_then(|peer| self.peers.get(*peer));
+        peer.map_or(usize::MAX, FibPeer::longest_whole)
     }
 }

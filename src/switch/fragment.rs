@@ -40,6 +40,8 @@ pub struct Piece<'a> {
     pub part: u8,
     /// Whether it is the last.
     pub last: bool,
+    /// Whether a router marked its datagram as congested.
+    pub congested: bool,
     /// What it carries.
     pub bytes: &'a [u8],
 }
@@ -70,6 +72,11 @@ impl Whole {
         self.0.buffer.is_empty()
     }
 
+    /// Whether any piece came marked as congested (RFC 3168, section 5.3).
+    pub fn is_congested(&self) -> bool {
+        self.0.congested
+    }
+
     /// Puts the pieces in their order into `target`, which is [`Whole::len`] bytes long.
     pub fn copy_to(&self, target: &mut [u8]) {
         let mut at = 0;
@@ -87,6 +94,7 @@ struct Partial {
     session: u32,
     id: u32,
     since: Instant,
+    congested: bool,
     buffer: Vec<u8>,
     /// Where each piece lies in the buffer.
     pieces: [Option<(u16, u16)>; MAX_PARTS as usize],
@@ -117,6 +125,7 @@ impl Partial {
         let Some(range) = range else { return false };
         self.buffer.extend_from_slice(piece.bytes);
         self.pieces[part] = Some(range);
+        self.congested |= piece.congested;
         if piece.last {
             self.last = Some(piece.part);
         }
@@ -182,6 +191,7 @@ impl Reassembly {
             session: piece.session,
             id: piece.id,
             since: now,
+            congested: false,
             buffer,
             pieces: [None; MAX_PARTS as usize],
             last: None,
@@ -271,7 +281,7 @@ mod tests {
     const MTU: usize = 1500;
 
     fn piece(id: u32, part: u8, last: bool, bytes: &[u8]) -> Piece<'_> {
-        Piece { session: 1, id, part, last, bytes }
+        Piece { session: 1, id, part, last, congested: part == 1, bytes }
     }
 
     struct Bench {
@@ -309,7 +319,9 @@ mod tests {
         let mut bench = Bench::new(1);
         assert_eq!(bench.keep(piece(5, 2, true, b"c")), Kept::Waiting);
         assert_eq!(bench.keep(piece(5, 0, false, b"aaa")), Kept::Waiting);
-        assert_eq!(bytes(bench.keep(piece(5, 1, false, b"bbb"))), b"aaabbbc");
+        let whole = bench.keep(piece(5, 1, false, b"bbb"));
+        assert!(matches!(&whole, Kept::Complete(whole) if whole.is_congested()), "one mark is enough");
+        assert_eq!(bytes(whole), b"aaabbbc");
         assert_eq!(bench.reassembly.unfinished(), 0);
     }
 

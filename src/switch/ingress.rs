@@ -4,19 +4,23 @@
 //! record before the kernel sees it.
 
 use std::net::{SocketAddr, SocketAddrV6};
+use std::ops::Range;
 use std::time::Instant;
 
+use crate::session::transport::Window;
 use crate::session::{OpenError, Transport};
+use crate::wire::checksum::Transport as Segment;
 use crate::wire::ethernet::FrameHead;
 use crate::wire::header::HEADER_LEN;
-use crate::wire::message::{INNER_LEN, MAX_MESSAGE};
-use crate::wire::{Batch, Counters, DatagramKind, DropReason, Header, Inner, Punt, Verdict};
+use crate::wire::message::{self, INNER_LEN, MAX_MESSAGE};
+use crate::wire::{Batch, Checksum, Counters, DatagramKind, DropReason, Ecn, Header, Inner, Punt, Verdict, ecn};
 
 use super::fib::{Fib, FibPeer};
 use super::flood::Budgets;
 use super::forwarder::{Notice, Notices};
-use super::fragment::{Kept, Piece, Reassembly};
+use super::fragment::{Kept, Piece, Reassembly, Whole};
 use super::neighbor;
+use super::seal::is_usual;
 
 /// Datagrams from the underlay, on their way in.
 #[derive(Debug, Default)]
@@ -27,15 +31,32 @@ pub struct Ingress {
     reassembly: Reassembly,
 }
 
+/// A session of the picture with its replay window.
+struct Taken<'a> {
+    transport: &'a Transport,
+    window: Window<'a>,
+    /// Index into `Fib::peers`.
+    sender: usize,
+    peer: &'a FibPeer,
+}
+
+impl<'a> Taken<'a> {
+    fn of(fib: &'a Fib, receiver: u32) -> Option<Self> {
+        let (transport, sender) = fib.receivers.get(&receiver)?;
+        Some(Self { transport, window: transport.window(), sender: *sender, peer: fib.peers.get(*sender)? })
+    }
+}
+
 impl Ingress {
     /// Judges every slot that is `Pending`: datagrams received. Frames for us are opened in place (`Deliver`),
-    /// handshakes and messages go to the node (`Punt`, with `slot.peer` set for messages). The last piece of a cut
-    /// frame appends the frame as a slot of its own; the pieces are `Done`.
+    /// handshakes and messages go to the node (`Punt`, with `slot.peer` set for messages). The frames of a bundle, and a cut
+    /// frame with its last piece, become slots of their own; the datagrams are `Done`.
     pub fn handle_datagrams(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
         self.reassembly.expire(now);
+        let mut taken = None;
         for index in 0..batch.len() {
             if batch.slots()[index].verdict == Verdict::Pending {
-                let verdict = self.judge(fib, batch, index, now);
+                let verdict = self.judge(fib, batch, index, &mut taken, now);
                 self.speak(batch, index, verdict);
             }
         }
@@ -61,7 +82,15 @@ impl Ingress {
         batch.slot_mut(index).verdict = verdict;
     }
 
-    fn judge(&mut self, fib: &Fib, batch: &mut Batch, index: usize, now: Instant) -> Verdict {
+    /// `taken` is the session of the datagram before: all of one receive are of one session.
+    fn judge<'a>(
+        &mut self,
+        fib: &'a Fib,
+        batch: &mut Batch,
+        index: usize,
+        taken: &mut Option<Taken<'a>>,
+        now: Instant,
+    ) -> Verdict {
         let datagram = batch.bytes_mut(index);
         match DatagramKind::of(datagram) {
             Some(DatagramKind::Sealed) => {}
@@ -71,13 +100,14 @@ impl Ingress {
             None => return Verdict::Drop(DropReason::DatagramMalformed),
         }
         let Some(header) = Header::read(datagram) else { return Verdict::Drop(DropReason::DatagramMalformed) };
-        let receiver = fib.receivers.get(&header.receiver);
-        let Some((transport, sender, peer)) =
-            receiver.and_then(|(transport, sender)| Some((transport, *sender, fib.peers.get(*sender)?)))
-        else {
+        if taken.as_ref().is_none_or(|taken| taken.transport.local() != header.receiver) {
+            *taken = None;
+            *taken = Taken::of(fib, header.receiver);
+        }
+        let Some(Taken { transport, window, sender, peer }) = taken else {
             return Verdict::Drop(DropReason::UnknownReceiver);
         };
-        let len = match transport.open_in_place(datagram, now) {
+        let len = match transport.open_in_place(window, datagram, now) {
             Ok(len) => len,
             Err(OpenError::BadTag) => return Verdict::Drop(DropReason::BadTag),
             Err(OpenError::Replayed) => return Verdict::Drop(DropReason::Replayed),
@@ -85,57 +115,109 @@ impl Ingress {
         };
         let inner = Inner::read(&datagram[HEADER_LEN..HEADER_LEN + len]);
         let slot = batch.slot_mut(index);
-        slot.peer = Some(sender);
+        slot.peer = Some(*sender);
         let source = slot.source;
         self.note_opening(transport, peer, source);
         let content = HEADER_LEN + INNER_LEN..HEADER_LEN + len;
         match inner {
             Some(Inner::Frame(checksum)) => {
-                batch.slot_mut(index).checksum = checksum;
                 batch.shrink(index, content);
-                self.judge_frame(fib, batch.bytes(index), peer, now)
+                self.judge_frame(fib, batch, index, checksum, peer, now)
             }
+            Some(Inner::Bundle) => self.open_bundle(fib, batch, index, content, peer, now),
             Some(Inner::Message) if content.len() <= MAX_MESSAGE => {
                 batch.shrink(index, content);
                 Verdict::Punt(Punt::Message)
             }
             Some(Inner::Fragment { id, part, last }) => {
+                let congested = batch.slots()[index].ecn == Ecn::Congested;
                 let bytes = &batch.bytes(index)[content];
-                let piece = Piece { session: transport.local(), id, part, last, bytes };
+                let piece = Piece { session: transport.local(), id, part, last, congested, bytes };
                 match self.reassembly.keep(&peer.peer, piece, &fib.peers, fib.mtu, now) {
                     Kept::Waiting => Verdict::Done,
                     Kept::Refused => Verdict::Drop(DropReason::FragmentLost),
-                    Kept::Complete(whole) => {
-                        let Some(space) = batch.spare(whole.len()) else {
-                            self.reassembly.recycle(whole);
-                            return Verdict::Drop(DropReason::BatchFull);
-                        };
-                        whole.copy_to(space);
-                        let frame = batch.commit(whole.len(), source);
-                        self.reassembly.recycle(whole);
-                        batch.slot_mut(frame).peer = Some(sender);
-                        let verdict = self.judge_whole(fib, batch, frame, peer, now);
-                        self.speak(batch, frame, verdict);
-                        Verdict::Done
-                    }
+                    Kept::Complete(whole) => self.rejoin(fib, batch, index, whole, peer, now),
                 }
             }
-            Some(Inner::Message | Inner::Bundle) | None => Verdict::Drop(DropReason::InnerMalformed),
+            Some(Inner::Message) | None => Verdict::Drop(DropReason::InnerMalformed),
         }
+    }
+
+    /// The frames of a bundle become slots of their own, where they lie.
+    fn open_bundle(
+        &mut self,
+        fib: &Fib,
+        batch: &mut Batch,
+        index: usize,
+        content: Range<usize>,
+        peer: &FibPeer,
+        now: Instant,
+    ) -> Verdict {
+        let ecn = batch.slots()[index].ecn;
+        let Range { start: mut at, end } = content;
+        let mut after = index;
+        while at < end {
+            let Some((checksum, frame)) = message::entry(&batch.bytes(index)[at..end]) else {
+                return Verdict::Drop(DropReason::InnerMalformed);
+            };
+            let frame = at + frame.start..at + frame.end;
+            at = frame.end;
+            let Some(slot) = batch.split_off(index, frame, after) else {
+                return Verdict::Drop(DropReason::BatchFull);
+            };
+            after = slot;
+            batch.slot_mut(slot).ecn = ecn;
+            let verdict = self.judge_frame(fib, batch, slot, checksum, peer, now);
+            self.speak(batch, slot, verdict);
+        }
+        Verdict::Done
     }
 
     /// The pieces of a cut frame, put together, are an inner header and a frame: nothing else is ever cut.
-    fn judge_whole(&mut self, fib: &Fib, batch: &mut Batch, index: usize, peer: &FibPeer, now: Instant) -> Verdict {
-        let whole = batch.bytes(index);
-        if !matches!(Inner::read(whole), Some(Inner::Frame(_))) {
-            return Verdict::Drop(DropReason::InnerMalformed);
+    fn rejoin(
+        &mut self,
+        fib: &Fib,
+        batch: &mut Batch,
+        index: usize,
+        whole: Whole,
+        peer: &FibPeer,
+        now: Instant,
+    ) -> Verdict {
+        let Some(space) = batch.spare(whole.len()) else {
+            self.reassembly.recycle(whole);
+            return Verdict::Drop(DropReason::BatchFull);
+        };
+        whole.copy_to(space);
+        let (len, congested) = (whole.len(), whole.is_congested());
+        self.reassembly.recycle(whole);
+        let slot = batch.commit_behind(len, index);
+        if congested {
+            batch.slot_mut(slot).ecn = Ecn::Congested;
         }
-        let len = whole.len();
-        batch.shrink(index, INNER_LEN..len);
-        self.judge_frame(fib, batch.bytes(index), peer, now)
+        let verdict = match Inner::read(batch.bytes(slot)) {
+            Some(Inner::Frame(checksum)) => {
+                batch.shrink(slot, INNER_LEN..len);
+                self.judge_frame(fib, batch, slot, checksum, peer, now)
+            }
+            Some(Inner::Fragment { .. } | Inner::Message | Inner::Bundle) | None => {
+                Verdict::Drop(DropReason::InnerMalformed)
+            }
+        };
+        self.speak(batch, slot, verdict);
+        Verdict::Done
     }
 
-    fn judge_frame(&mut self, fib: &Fib, frame: &[u8], peer: &FibPeer, now: Instant) -> Verdict {
+    fn judge_frame(
+        &mut self,
+        fib: &Fib,
+        batch: &mut Batch,
+        index: usize,
+        checksum: Checksum,
+        peer: &FibPeer,
+        now: Instant,
+    ) -> Verdict {
+        let outer = batch.slots()[index].ecn;
+        let frame = batch.bytes_mut(index);
         let Some(head) = FrameHead::read(frame) else { return Verdict::Drop(DropReason::InnerMalformed) };
         if frame.len() > head.payload + fib.mtu {
             return Verdict::Drop(DropReason::FrameTooLong);
@@ -147,12 +229,23 @@ impl Ingress {
         if !flooded && head.destination != fib.mac {
             return Verdict::Drop(DropReason::NotForUs);
         }
+        if let Checksum::Partial { start, offset } = checksum
+            && !Segment::of(frame, &head).is_some_and(|segment| is_usual(&segment, start, offset))
+        {
+            // Elsewhere the kernel would write into bytes that were judged as they are.
+            return Verdict::Drop(DropReason::InnerMalformed);
+        }
         if neighbor::is_forged(frame, &fib.neighbors) {
             return Verdict::Drop(DropReason::ForgedBinding);
         }
-        if flooded && !self.floods.take(&peer.peer, frame.len(), &fib.peers, now) {
+        let len = frame.len();
+        if outer != Ecn::NotCapable && !ecn::decapsulate(outer, frame, &head) {
+            return Verdict::Drop(DropReason::Congestion);
+        }
+        if flooded && !self.floods.take(&peer.peer, len, &fib.peers, now) {
             return Verdict::Drop(DropReason::FloodBudget);
         }
+        batch.slot_mut(index).checksum = checksum;
         Verdict::Deliver
     }
 

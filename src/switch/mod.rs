@@ -6,8 +6,8 @@
 //! the daemon gives each its own thread.
 //!
 //! Around them: [`neighbor`] answers ARP and neighbour discovery from records and refuses forgeries, [`flood`] budgets
-//! what is copied to everybody, [`seal`] turns frames into datagrams and cuts those that a path is too narrow for,
-//! [`fragment`] puts them together again.
+//! what is copied to everybody, [`seal`] turns frames into datagrams, cuts those that a path is too narrow for and
+//! bundles small ones, [`fragment`] puts cut ones together again, `mss` sees to it that TCP need not be cut.
 //!
 //! Stations come from signed records alone: one MAC for a member, so there is nothing to learn and nothing to poison. A
 //! learning table will stand beside [`fib`] as `fdb`, and only for members with the role `bridge`: what is learned behind
@@ -19,10 +19,13 @@ pub mod flood;
 pub mod forwarder;
 pub mod fragment;
 pub mod ingress;
+mod mss;
 pub mod neighbor;
 pub mod seal;
 #[cfg(test)]
 mod testing;
+#[cfg(test)]
+mod tests;
 
 pub use fib::{Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};

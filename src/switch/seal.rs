@@ -1,18 +1,21 @@
-//! Sealing: a frame becomes one datagram where it lies, or several pieces when the path is too narrow for it.
+//! Sealing: a frame becomes one datagram where it lies, several pieces when the path is too narrow for it, or a part of
+//! a bundle when other small frames for the same peer are waiting beside it.
 //!
 //! The id of a cut frame is the first counter reserved for its pieces. It is unique in its session without anybody
 //! having to agree on a counter, so the forwarding threads and the node may cut at the same time.
 
-use std::net::SocketAddr;
 use std::ops::Range;
 use std::time::Instant;
 
 use crate::session::Transport;
+use crate::wire::checksum::{self, Transport as Segment};
+use crate::wire::ethernet::FrameHead;
 use crate::wire::header::{HEADER_LEN, TAG_LEN};
-use crate::wire::message::{HEADROOM, INNER_LEN, MAX_PARTS, TAILROOM};
+use crate::wire::message::{ENTRY_LEN, HEADROOM, INNER_LEN, MAX_PARTS, TAILROOM};
 use crate::wire::{Batch, Checksum, DropReason, Inner, Message, Verdict};
 
 use super::fib::FibPeer;
+use super::mss;
 
 /// Seals one frame for `peer` outside a batch: the datagrams to send to its endpoint, several if the path is too
 /// narrow for one. For frames that waited for a session. `None` if there is no session, if it is exhausted, or if the
@@ -22,124 +25,166 @@ pub fn seal_frame(peer: &FibPeer, frame: &[u8], now: Instant) -> Option<Vec<Vec<
     let cut = Cut::of(frame.len(), peer.path_payload)?;
     let first = transport.reserve(cut.parts, now)?;
     transport.note_sent(now);
-    if cut.parts == 1 {
-        return Some(vec![seal(transport, first, Inner::Frame(Checksum::Unknown), frame)]);
-    }
     let mut whole = vec![0; INNER_LEN];
     Inner::Frame(Checksum::Unknown).write(&mut whole);
     whole.extend_from_slice(frame);
-    let piece = |(counter, inner, range): (u64, Inner, Range<usize>)| seal(transport, counter, inner, &whole[range]);
+    let frame = &mut whole[INNER_LEN..];
+    if let Some(head) = FrameHead::read(frame)
+        && let Some(segment) = Segment::of(frame, &head)
+    {
+        mss::clamp(frame, &segment, Checksum::Unknown, peer.longest_whole());
+    }
+    if cut.parts == 1 {
+        return Some(vec![seal(transport, first, &whole)]);
+    }
+    let piece = |(counter, inner, range): (u64, Inner, Range<usize>)| {
+        let mut plaintext = vec![0; INNER_LEN];
+        inner.write(&mut plaintext);
+        plaintext.extend_from_slice(&whole[range]);
+        seal(transport, counter, &plaintext)
+    };
     Some(cut.pieces(first).map(piece).collect())
 }
 
 /// Seals one control message: the datagram to send. `None` if the session is exhausted.
 pub fn seal_message(transport: &Transport, message: &Message, now: Instant) -> Option<Vec<u8>> {
     let counter = transport.reserve(1, now)?;
-    Some(seal(transport, counter, Inner::Message, &message.encode()))
+    let mut plaintext = vec![0; INNER_LEN];
+    Inner::Message.write(&mut plaintext);
+    plaintext.extend(message.encode());
+    Some(seal(transport, counter, &plaintext))
 }
 
-fn seal(transport: &Transport, counter: u64, inner: Inner, bytes: &[u8]) -> Vec<u8> {
-    let mut datagram = vec![0; HEADROOM + bytes.len() + TAILROOM];
-    inner.write(&mut datagram[HEADER_LEN..]);
-    datagram[HEADROOM..HEADROOM + bytes.len()].copy_from_slice(bytes);
+/// Seals an inner header and what follows it.
+fn seal(transport: &Transport, counter: u64, plaintext: &[u8]) -> Vec<u8> {
+    let mut datagram = vec![0; HEADER_LEN + plaintext.len() + TAG_LEN];
+    datagram[HEADER_LEN..HEADER_LEN + plaintext.len()].copy_from_slice(plaintext);
     transport.seal_in_place(counter, &mut datagram);
     datagram
 }
 
-/// Why a frame was not sealed. Its bytes are as they were.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum SealError {
-    /// Counters or time of the session are exhausted.
-    Exhausted,
-    /// It cannot be sent at all.
-    Drop(DropReason),
+/// The checksum's state as a peer accepts it: left out only where every kernel leaves it out, in the TCP or UDP header right
+/// behind the IP header. Elsewhere (a tunnel inside the frame) it is computed here. `None` if it lies outside the frame.
+pub(super) fn plain(frame: &mut [u8], segment: Option<&Segment>, checksum: Checksum) -> Option<Checksum> {
+    let Checksum::Partial { start, offset } = checksum else { return Some(checksum) };
+    let usual = segment.is_some_and(|segment| is_usual(segment, start, offset));
+    if usual { Some(checksum) } else { checksum::complete(frame, start, offset).then_some(Checksum::Valid) }
 }
 
-/// Seals the frame of slot `index` for `peer` where it lies (`Send`); if it must be cut, its pieces are appended and
-/// nothing is left to do (`Done`).
-pub(super) fn seal_slot(
-    batch: &mut Batch,
-    index: usize,
-    peer: &FibPeer,
-    transport: &Transport,
-    now: Instant,
-) -> Result<Verdict, SealError> {
-    let cut = Cut::of(batch.bytes(index).len(), peer.path_payload).ok_or(SealError::Drop(DropReason::FrameTooLong))?;
-    if cut.parts > 1 {
-        append_pieces(batch, index, &cut, transport, peer.endpoint, now)?;
-        return Ok(Verdict::Done);
-    }
-    let counter = transport.reserve(1, now).ok_or(SealError::Exhausted)?;
-    seal_in_batch(batch, index, transport, counter, Inner::Frame(Checksum::Unknown), peer.endpoint);
-    transport.note_sent(now);
-    Ok(Verdict::Send(peer.endpoint))
+/// Whether a checksum that is left out is that of the segment, at its place.
+pub(super) fn is_usual(segment: &Segment, start: u16, offset: u16) -> bool {
+    usize::from(start) == segment.start && usize::from(offset) == segment.checksum_offset()
 }
 
-/// Appends a sealed copy of the frame of slot `index` for `peer`, in pieces if need be; the slot itself stays as it is.
-pub(super) fn seal_copy(
-    batch: &mut Batch,
-    index: usize,
-    peer: &FibPeer,
-    transport: &Transport,
-    now: Instant,
-) -> Result<(), SealError> {
-    let len = batch.bytes(index).len();
-    let cut = Cut::of(len, peer.path_payload).ok_or(SealError::Drop(DropReason::FrameTooLong))?;
-    if cut.parts > 1 {
-        return append_pieces(batch, index, &cut, transport, peer.endpoint, now);
+/// Computes the checksum of slot `index` if it was left out: whoever gets the frame next knows nothing of offloads.
+pub(super) fn complete(batch: &mut Batch, index: usize) {
+    if let Checksum::Partial { start, offset } = batch.slots()[index].checksum
+        && checksum::complete(batch.bytes_mut(index), start, offset)
+    {
+        batch.slot_mut(index).checksum = Checksum::Valid;
     }
-    if !batch.has_room(1, len) {
-        return Err(SealError::Drop(DropReason::BatchFull));
-    }
-    let counter = transport.reserve(1, now).ok_or(SealError::Exhausted)?;
-    let copy = batch.push_copy_of(index, 0..len).expect("there is room");
-    seal_in_batch(batch, copy, transport, counter, Inner::Frame(Checksum::Unknown), peer.endpoint);
-    transport.note_sent(now);
-    Ok(())
 }
 
-/// All pieces or none.
-fn append_pieces(
-    batch: &mut Batch,
-    index: usize,
-    cut: &Cut,
-    transport: &Transport,
-    endpoint: SocketAddr,
-    now: Instant,
-) -> Result<(), SealError> {
-    if !batch.has_room(cut.parts as usize, cut.whole) {
-        return Err(SealError::Drop(DropReason::BatchFull));
-    }
-    let first = transport.reserve(cut.parts, now).ok_or(SealError::Exhausted)?;
-    Inner::Frame(Checksum::Unknown).write(batch.grow(index, INNER_LEN, 0));
-    for (counter, inner, range) in cut.pieces(first) {
-        let piece = batch.push_copy_of(index, range).expect("there is room");
-        seal_in_batch(batch, piece, transport, counter, inner, endpoint);
-    }
-    batch.shrink(index, INNER_LEN..cut.whole);
-    transport.note_sent(now);
-    Ok(())
+/// To whom a datagram goes, and how.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target<'a> {
+    /// Whose session.
+    pub(super) peer: &'a FibPeer,
+    /// Its session.
+    pub(super) transport: &'a Transport,
 }
 
-fn seal_in_batch(
-    batch: &mut Batch,
-    index: usize,
-    transport: &Transport,
-    counter: u64,
-    inner: Inner,
-    endpoint: SocketAddr,
-) {
-    let datagram = batch.grow(index, HEADROOM, TAILROOM);
-    inner.write(&mut datagram[HEADER_LEN..]);
-    transport.seal_in_place(counter, datagram);
-    batch.slot_mut(index).verdict = Verdict::Send(endpoint);
+impl Target<'_> {
+    /// Seals the frame of slot `index` where it lies, or, if it must be cut, its pieces behind it. `counter` is the first
+    /// of as many as `cut` has parts.
+    pub(super) fn seal_slot(&self, batch: &mut Batch, index: usize, cut: &Cut, counter: u64) -> Verdict {
+        if cut.parts == 1 {
+            let inner = Inner::Frame(batch.slots()[index].checksum);
+            self.seal(batch, index, inner, counter);
+            return batch.slots()[index].verdict;
+        }
+        match self.seal_pieces(batch, index, cut, counter) {
+            true => Verdict::Done,
+            false => Verdict::Drop(DropReason::BatchFull),
+        }
+    }
+
+    /// Adds a sealed copy of the frame of slot `index` behind it, in pieces if need be; the slot itself stays as it is.
+    /// False if there is no room.
+    pub(super) fn seal_copy(&self, batch: &mut Batch, index: usize, cut: &Cut, counter: u64) -> bool {
+        if cut.parts > 1 {
+            return self.seal_pieces(batch, index, cut, counter);
+        }
+        let (checksum, ecn) = (batch.slots()[index].checksum, batch.slots()[index].ecn);
+        let Some(copy) = batch.push_copy_of(index, 0..cut.whole - INNER_LEN, index) else { return false };
+        batch.slot_mut(copy).ecn = ecn;
+        self.seal(batch, copy, Inner::Frame(checksum), counter);
+        true
+    }
+
+    /// Seals a bundle of the frames of `slots`, which have one congestion mark, behind slot `first`, with one counter. `len`
+    /// is that of all entries.
+    /// False if there is no room.
+    pub(super) fn seal_bundle(
+        &self,
+        batch: &mut Batch,
+        first: usize,
+        slots: impl Iterator<Item = usize>,
+        len: usize,
+        counter: u64,
+    ) -> bool {
+        if batch.spare(len).is_none() {
+            return false;
+        }
+        let (mut at, ecn) = (0, batch.slots()[first].ecn);
+        for slot in slots {
+            let frame = batch.bytes(slot).len();
+            let checksum = batch.slots()[slot].checksum;
+            let entry = &mut batch.spare(len).expect("it was there")[at..at + ENTRY_LEN];
+            // A frame that is bundled is shorter than a datagram.
+            entry[..2].copy_from_slice(&(frame as u16).to_be_bytes());
+            Inner::Frame(checksum).write(&mut entry[2..]);
+            batch.copy_to_spare(slot, at + ENTRY_LEN);
+            at += ENTRY_LEN + frame;
+            batch.slot_mut(slot).verdict = Verdict::Done;
+        }
+        debug_assert_eq!(at, len);
+        let bundle = batch.commit_behind(len, first);
+        batch.slot_mut(bundle).ecn = ecn;
+        self.seal(batch, bundle, Inner::Bundle, counter);
+        true
+    }
+
+    /// All pieces or none.
+    fn seal_pieces(&self, batch: &mut Batch, index: usize, cut: &Cut, counter: u64) -> bool {
+        if !batch.has_room(cut.parts as usize, cut.whole) {
+            return false;
+        }
+        let (checksum, ecn) = (batch.slots()[index].checksum, batch.slots()[index].ecn);
+        Inner::Frame(checksum).write(batch.grow(index, INNER_LEN, 0));
+        let mut after = index;
+        for (counter, inner, range) in cut.pieces(counter) {
+            after = batch.push_copy_of(index, range, after).expect("there is room");
+            batch.slot_mut(after).ecn = ecn;
+            self.seal(batch, after, inner, counter);
+        }
+        batch.shrink(index, INNER_LEN..cut.whole);
+        true
+    }
+
+    fn seal(&self, batch: &mut Batch, index: usize, inner: Inner, counter: u64) {
+        let datagram = batch.grow(index, HEADROOM, TAILROOM);
+        inner.write(&mut datagram[HEADER_LEN..]);
+        self.transport.seal_in_place(counter, datagram);
+        batch.slot_mut(index).verdict = Verdict::Send(self.peer.endpoint);
+    }
 }
 
 /// How a frame is cut.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Cut {
+pub(super) struct Cut {
     /// Pieces; 1 means that it goes whole.
-    parts: u64,
+    pub(super) parts: u64,
     /// Bytes of the inner header and the frame.
     whole: usize,
 }
@@ -147,7 +192,7 @@ struct Cut {
 impl Cut {
     /// For a frame of `len` bytes on a path that carries datagrams of `path_payload` bytes; `None` if it would take
     /// more than [`MAX_PARTS`] pieces.
-    fn of(len: usize, path_payload: usize) -> Option<Self> {
+    pub(super) fn of(len: usize, path_payload: usize) -> Option<Self> {
         let whole = INNER_LEN + len;
         if HEADER_LEN + whole + TAG_LEN <= path_payload {
             return Some(Self { parts: 1, whole });
@@ -179,7 +224,7 @@ mod tests {
 
     fn open(side: &Side, datagram: &[u8], now: Instant) -> (Inner, Vec<u8>) {
         let mut bytes = datagram.to_vec();
-        let len = side.transport.open_in_place(&mut bytes, now).expect("it opens");
+        let len = side.transport.open_in_place(&mut side.transport.window(), &mut bytes, now).expect("it opens");
         let inner = Inner::read(&bytes[HEADER_LEN..]).expect("an inner header");
         (inner, bytes[HEADROOM..HEADER_LEN + len].to_vec())
     }

@@ -2,7 +2,9 @@
 //!
 //! A [`Batch`] is one arena and a list of [`Slot`]s in it. Every slot is laid down with [`HEADROOM`] free bytes before
 //! it and [`TAILROOM`] after it, so a frame becomes a sealed datagram where it lies. The I/O fills a batch, the
-//! forwarder writes a [`Verdict`] into each slot (and may append copies), the I/O carries the verdicts out and clears it.
+//! forwarder writes a [`Verdict`] into each slot (and may add others behind it), the I/O carries the verdicts out in the
+//! order of [`Batch::in_order`] and clears it. What comes of a slot stands right behind it there, although it lies at
+//! the end of the arena: so a frame that was cut, bundled or rejoined overtakes nobody and is overtaken by nobody.
 //! Whoever holds `&mut Batch` owns every byte of it until it hands it on.
 
 use std::net::SocketAddr;
@@ -168,6 +170,8 @@ impl Counters {
 pub struct Slot {
     start: usize,
     len: usize,
+    /// The next slot in order.
+    next: Option<usize>,
     /// Where a datagram came from; `None` for a frame.
     pub source: Option<SocketAddr>,
     /// Index into `Fib::peers` of the peer that a datagram proved to be from, set by the forwarder.
@@ -193,12 +197,14 @@ pub struct Batch {
     end: usize,
     slots: Vec<Slot>,
     max_slots: usize,
+    /// The last slot in order.
+    last: usize,
 }
 
 impl Batch {
     /// A batch of `arena` bytes for at most `max_slots` slots. Nothing is allocated after this.
     pub fn new(arena: usize, max_slots: usize) -> Self {
-        Self { arena: vec![0; arena].into(), end: 0, slots: Vec::with_capacity(max_slots), max_slots }
+        Self { arena: vec![0; arena].into(), end: 0, slots: Vec::with_capacity(max_slots), max_slots, last: 0 }
     }
 
     /// Forgets every slot; the arena is free again.
@@ -264,19 +270,40 @@ impl Batch {
     /// # Panics
     /// If there was no such space.
     pub fn commit(&mut self, len: usize, source: Option<SocketAddr>) -> usize {
-        let start = self.end + HEADROOM;
-        assert!(
-            self.slots.len() < self.max_slots && start + len + TAILROOM <= self.arena.len(),
-            "commit without spare"
-        );
-        self.end = start + len + TAILROOM;
+        assert!(self.slots.len() < self.max_slots, "commit without spare");
+        let start = self.hold(len).start;
         self.add(start, len, source)
     }
 
+    /// Makes a slot, the last in order.
     fn add(&mut self, start: usize, len: usize, source: Option<SocketAddr>) -> usize {
         let (checksum, ecn) = (Checksum::default(), Ecn::default());
-        self.slots.push(Slot { start, len, source, peer: None, checksum, ecn, verdict: Verdict::Pending });
-        self.slots.len() - 1
+        let index = self.slots.len();
+        self.slots.push(Slot { start, len, next: None, source, peer: None, checksum, ecn, verdict: Verdict::Pending });
+        if index > 0 {
+            self.slots[self.last].next = Some(index);
+        }
+        self.last = index;
+        index
+    }
+
+    /// Makes a slot, right behind slot `after` in order.
+    fn add_behind(&mut self, after: usize, start: usize, len: usize) -> usize {
+        let last = self.last;
+        let index = self.add(start, len, self.slots[after].source);
+        self.slots[index].peer = self.slots[after].peer;
+        if after != last {
+            self.slots[last].next = None;
+            self.slots[index].next = self.slots[after].next.replace(index);
+            self.last = last;
+        }
+        index
+    }
+
+    /// The indices of all slots in the order in which they are to be carried out.
+    pub fn in_order(&self) -> impl Iterator<Item = usize> + '_ {
+        let first = (!self.slots.is_empty()).then_some(0);
+        std::iter::successors(first, |index| self.slots[*index].next)
     }
 
     /// As [`Batch::spare`], with `head` of the free bytes before it: for an I/O that puts a header of its own there.
@@ -294,7 +321,7 @@ impl Batch {
     /// If there was no such space.
     pub fn hold(&mut self, len: usize) -> Range<usize> {
         let start = self.end + HEADROOM;
-        assert!(start + len + TAILROOM <= self.arena.len(), "hold without spare");
+        assert!(start + len + TAILROOM <= self.arena.len(), "taken without spare");
         self.end = start + len + TAILROOM;
         start..start + len
     }
@@ -314,30 +341,38 @@ impl Batch {
         Some(self.commit(len, None))
     }
 
-    /// Appends a slot that is `range` of the bytes of slot `index`, without copying them; `None` if there are too many
-    /// slots. It has no room of its own before and behind it.
-    pub fn push_within(&mut self, index: usize, range: Range<usize>) -> Option<usize> {
-        if self.slots.len() >= self.max_slots {
-            return None;
-        }
-        let Slot { start, source, peer, .. } = self.slots[index];
+    /// Adds a slot that is `range` of the bytes of slot `index`, without copying them, behind slot `after` in order;
+    /// `None` if there are too many slots. It has no room of its own before and behind it.
+    pub fn split_off(&mut self, index: usize, range: Range<usize>, after: usize) -> Option<usize> {
         debug_assert!(range.end <= self.slots[index].len);
-        let slot = self.add(start + range.start, range.len(), source);
-        self.slots[slot].peer = peer;
-        Some(slot)
+        let start = self.slots[index].start + range.start;
+        (self.slots.len() < self.max_slots).then(|| self.add_behind(after, start, range.len()))
+    }
+
+    /// Copies slot `index` into the space that [`Batch::spare`] gives, `at` bytes behind its beginning.
+    pub fn copy_to_spare(&mut self, index: usize, at: usize) {
+        let from = self.slots[index].range();
+        self.arena.copy_within(from, self.end + HEADROOM + at);
+    }
+
+    /// As [`Batch::commit`], behind slot `after` in order and from where that came.
+    pub fn commit_behind(&mut self, len: usize, after: usize) -> usize {
+        let start = self.hold(len).start;
+        self.add_behind(after, start, len)
     }
 
     /// Makes several slots of `len` bytes that one receive call laid down end to end, `stride` bytes each but the last
-    /// (UDP GRO). They have no headroom of their own: what is received is opened, never sealed. Returns how many slots
+    /// (UDP GRO), all with one congestion mark. They have no headroom of their own: what is received is opened, never sealed. Returns how many slots
     /// were made; those beyond the bound of slots are left out.
-    pub fn commit_strided(&mut self, len: usize, stride: usize, source: Option<SocketAddr>) -> usize {
+    pub fn commit_strided(&mut self, len: usize, stride: usize, source: Option<SocketAddr>, ecn: Ecn) -> usize {
         let start = self.end + HEADROOM;
         self.end = (start + len + TAILROOM).min(self.arena.len());
         let before = self.slots.len();
         let mut at = 0;
         while at < len && self.slots.len() < self.max_slots {
             let piece = stride.max(1).min(len - at);
-            self.add(start + at, piece, source);
+            let slot = self.add(start + at, piece, source);
+            self.slots[slot].ecn = ecn;
             at += piece;
         }
         self.slots.len() - before
@@ -354,14 +389,15 @@ impl Batch {
         Some(self.commit(bytes.len(), source))
     }
 
-    /// Appends a slot with a copy of `range` of the bytes of slot `index`; `None` if the batch is full.
-    pub fn push_copy_of(&mut self, index: usize, range: Range<usize>) -> Option<usize> {
+    /// Adds a slot with a copy of `range` of the bytes of slot `index`, behind slot `after` in order; `None` if the batch is
+    /// full.
+    pub fn push_copy_of(&mut self, index: usize, range: Range<usize>, after: usize) -> Option<usize> {
         let from = self.slots[index].range();
         let from = from.start + range.start..from.start + range.end;
         let len = from.len();
         self.spare(len)?;
         self.arena.copy_within(from, self.end + HEADROOM);
-        Some(self.commit(len, self.slots[index].source))
+        Some(self.commit_behind(len, after))
     }
 
     /// Grows slot `index` by `head` bytes at its front and `tail` at its end, into its own head- and tailroom, and
@@ -402,7 +438,7 @@ mod tests {
     fn a_full_batch_says_so() {
         let mut batch = Batch::new(2 * (HEADROOM + 100 + TAILROOM), 8);
         assert!(batch.push(&[1; 100], None).is_some());
-        assert!(batch.push_copy_of(0, 10..20).is_some());
+        assert!(batch.push_copy_of(0, 10..20, 0).is_some());
         assert!(batch.spare(100).is_none());
         batch.clear();
         assert!(batch.is_empty() && batch.spare(100).is_some());
@@ -412,11 +448,28 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_of_a_slot_stands_behind_it() {
+        let mut batch = Batch::new(4096, 9);
+        assert_eq!(batch.in_order().count(), 0);
+        for word in ["a", "b", "c"] {
+            batch.push(word.as_bytes(), None).expect("room");
+        }
+        let first = batch.push_copy_of(0, 0..1, 0).expect("room");
+        let second = batch.push_copy_of(0, 0..1, first).expect("room");
+        let last = batch.push_copy_of(2, 0..1, 2).expect("room");
+        let end = batch.push(b"d", None).expect("room");
+        assert_eq!(batch.in_order().collect::<Vec<_>>(), [0, first, second, 1, 2, last, end]);
+        batch.clear();
+        assert_eq!(batch.in_order().count(), 0);
+    }
+
+    #[test]
     fn one_receive_of_many_datagrams_becomes_many_slots() {
         let mut batch = Batch::new(4096, 3);
         batch.spare(25).expect("room").copy_from_slice(b"aaaaaaaaaabbbbbbbbbbccccc");
-        assert_eq!(batch.commit_strided(25, 10, None), 3);
+        assert_eq!(batch.commit_strided(25, 10, None, Ecn::Congested), 3);
         assert_eq!((batch.bytes(0), batch.bytes(2)), (&b"aaaaaaaaaa"[..], &b"ccccc"[..]));
+        assert!(batch.slots().iter().all(|slot| slot.ecn == Ecn::Congested));
     }
 
     #[test]
@@ -427,12 +480,13 @@ mod tests {
         assert_eq!((batch.held(held.clone()), batch.len()), (&b"header"[..], 0));
         let both = batch.push_parts(held.start..held.start + 2, held.start + 4..held.end).expect("room");
         assert_eq!(batch.bytes(both), b"heer");
-        let part = batch.push_within(both, 1..3).expect("room");
+        let part = batch.split_off(both, 1..3, both).expect("room");
         batch.bytes_with_head(part, 1)[0] = b'x';
         assert_eq!((batch.bytes(part), batch.bytes(both)), (&b"ee"[..], &b"xeer"[..]));
         let next = batch.push(b"next", None).expect("room");
         assert_eq!(batch.bytes_across(both, next).len(), 4 + TAILROOM + HEADROOM + 4);
-        assert!(batch.push_within(both, 0..1).is_some() && batch.push_within(both, 0..1).is_none());
+        assert!(batch.split_off(both, 0..1, both).is_some() && batch.split_off(both, 0..1, both).is_none());
+        assert_eq!(batch.in_order().collect::<Vec<_>>(), [both, 3, part, next]);
     }
 
     #[test]

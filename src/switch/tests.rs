@@ -1,0 +1,250 @@
+//! Both halves of the forwarder together: what one node's batch becomes at the other, in which order, with which marks.
+
+use std::time::Instant;
+
+use proptest::prelude::*;
+
+use super::testing::{Side, endpoint, frame, mac, pair, start};
+use super::{Egress, Ingress};
+use crate::wire::checksum::{self, Transport as Segment, fold};
+use crate::wire::ethernet::{ETHERTYPE_IPV4, FrameHead};
+use crate::wire::header::HEADER_LEN;
+use crate::wire::message::{HEADROOM, INNER_LEN, TAILROOM};
+use crate::wire::{Batch, Checksum, DropReason, Ecn, Inner, Punt, Verdict};
+
+const LOCAL: u16 = 0x88b5;
+
+/// What the kernel hands to node 1.
+struct Given {
+    bytes: Vec<u8>,
+    checksum: Checksum,
+}
+
+fn given(bytes: Vec<u8>) -> Given {
+    Given { bytes, checksum: Checksum::Unknown }
+}
+
+fn egress(a: &Side, frames: &[Given], now: Instant) -> Batch {
+    let mut batch = Batch::new(1 << 18, 256);
+    for Given { bytes, checksum } in frames {
+        let slot = batch.push(bytes, None).expect("room");
+        batch.slot_mut(slot).checksum = *checksum;
+    }
+    Egress::default().handle_frames(&a.fib, &mut batch, now);
+    batch
+}
+
+/// The datagrams that leave, in order, with their marks.
+fn datagrams(batch: &Batch) -> Vec<(Vec<u8>, Ecn)> {
+    let sent = batch.in_order().filter(|slot| batch.slots()[*slot].verdict == Verdict::Send(endpoint(2)));
+    sent.map(|slot| (batch.bytes(slot).to_vec(), batch.slots()[slot].ecn)).collect()
+}
+
+fn ingress(b: &Side, datagrams: &[(Vec<u8>, Ecn)], now: Instant) -> (Batch, Ingress) {
+    let mut batch = Batch::new(1 << 18, 256);
+    for (bytes, ecn) in datagrams {
+        let slot = batch.push(bytes, Some(endpoint(1))).expect("room");
+        batch.slot_mut(slot).ecn = *ecn;
+    }
+    let mut ingress = Ingress::default();
+    ingress.handle_datagrams(&b.fib, &mut batch, now);
+    (batch, ingress)
+}
+
+/// The frames that the kernel of node 2 gets, in order.
+fn delivered(batch: &Batch) -> Vec<(Vec<u8>, Checksum)> {
+    let here = batch.in_order().filter(|slot| batch.slots()[*slot].verdict == Verdict::Deliver);
+    here.map(|slot| (batch.bytes(slot).to_vec(), batch.slots()[slot].checksum)).collect()
+}
+
+fn to_two(len: usize, fill: u8) -> Vec<u8> {
+    frame(mac(2), mac(1), LOCAL, &vec![fill; len - 14])
+}
+
+/// A UDP packet of IPv4 from node 1 to node 2, with a sound checksum.
+fn udp(payload: &[u8], ecn: Ecn) -> Vec<u8> {
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 64, 0, 1], [10, 64, 0, 2], 9)
+        .udp(7, 9)
+        .write(&mut packet, payload)
+        .expect("it fits");
+    packet[1] = ecn as u8;
+    packet[10..12].fill(0);
+    let sum = !fold(checksum::sum(&packet[..20]));
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    frame(mac(2), mac(1), ETHERTYPE_IPV4, &packet)
+}
+
+/// The same with its checksum left to whoever puts it on a wire.
+fn partial(mut frame: Vec<u8>) -> Given {
+    let head = FrameHead::read(&frame).expect("a frame");
+    let segment = Segment::of(&frame, &head).expect("UDP");
+    let pseudo = fold(segment.pseudo_sum(&frame, &head, segment.end - segment.start));
+    let at = segment.start + segment.checksum_offset();
+    frame[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+    let checksum = Checksum::Partial { start: segment.start as u16, offset: segment.checksum_offset() as u16 };
+    Given { bytes: frame, checksum }
+}
+
+proptest! {
+    #[test]
+    fn frames_of_all_sizes_arrive_in_their_order(
+        lengths in proptest::collection::vec(prop_oneof![14usize..200, 14usize..=1514], 1..40),
+        path in 600usize..1500,
+    ) {
+        let now = start();
+        let (mut a, b) = pair(now);
+        a.fib.peers[0].path_payload = path;
+        let frames: Vec<_> = (0..).zip(&lengths).map(|(n, len)| given(to_two(*len, n))).collect();
+        let sent = datagrams(&egress(&a, &frames, now));
+        prop_assert!(sent.iter().all(|(datagram, _)| datagram.len() <= path));
+        prop_assert_eq!(a.transport.sealed(), sent.len() as u64, "no counter is wasted");
+        let (batch, ingress) = ingress(&b, &sent, now);
+        let arrived: Vec<_> = delivered(&batch).into_iter().map(|(bytes, _)| bytes).collect();
+        prop_assert_eq!(arrived, frames.into_iter().map(|given| given.bytes).collect::<Vec<_>>());
+        prop_assert_eq!(ingress.counters().iter().count(), 0);
+    }
+}
+
+#[test]
+fn small_frames_that_wait_together_share_a_datagram() {
+    let now = start();
+    let (a, _) = pair(now);
+    let frames: Vec<_> = (0..64).map(|n| given(to_two(106, n))).collect();
+    let sent = datagrams(&egress(&a, &frames, now));
+    // 12 entries of 116 bytes fill 1392 of 1412 bytes.
+    assert_eq!(sent.len(), 64usize.div_ceil(12));
+    let lengths: Vec<_> = sent.iter().map(|(datagram, _)| datagram.len()).collect();
+    assert_eq!(lengths, [1432, 1432, 1432, 1432, 1432, 504], "as UDP GSO wants them");
+}
+
+#[test]
+fn a_lone_frame_and_one_between_full_ones_go_alone() {
+    let now = start();
+    let (a, _) = pair(now);
+    for lengths in [&[60][..], &[1400, 60, 1400]] {
+        let frames: Vec<_> = lengths.iter().map(|len| given(to_two(*len, 7))).collect();
+        let sent = datagrams(&egress(&a, &frames, now));
+        let expected: Vec<_> = lengths.iter().map(|len| HEADROOM + len + TAILROOM).collect();
+        assert_eq!(sent.iter().map(|(datagram, _)| datagram.len()).collect::<Vec<_>>(), expected);
+    }
+}
+
+#[test]
+fn a_bundle_for_which_there_is_no_room_is_dropped_and_counted() {
+    let now = start();
+    let (a, _) = pair(now);
+    let mut batch = Batch::new(1 << 16, 3);
+    for n in 0..3 {
+        batch.push(&to_two(60, n), None).expect("room");
+    }
+    let mut egress = Egress::default();
+    egress.handle_frames(&a.fib, &mut batch, now);
+    assert!(batch.slots().iter().all(|slot| slot.verdict == Verdict::Drop(DropReason::BatchFull)));
+    assert_eq!(egress.counters().get(DropReason::BatchFull), 3);
+}
+
+#[test]
+fn a_checksum_that_was_left_out_is_nobodys_work_in_between() {
+    let now = start();
+    let (a, b) = pair(now);
+    let frames = [partial(udp(b"left out", Ecn::NotCapable)), partial(udp(&[7; 1400], Ecn::NotCapable))];
+    let (batch, _) = ingress(&b, &datagrams(&egress(&a, &frames, now)), now);
+    assert_eq!(delivered(&batch), frames.map(|given| (given.bytes, given.checksum)));
+}
+
+#[test]
+fn a_checksum_left_out_in_an_unusual_place_is_computed_before_it_leaves() {
+    let now = start();
+    let (a, b) = pair(now);
+    let mut bytes = to_two(100, 1);
+    let checksum = Checksum::Partial { start: 50, offset: 10 };
+    let (batch, _) = ingress(&b, &datagrams(&egress(&a, &[Given { bytes: bytes.clone(), checksum }], now)), now);
+    assert!(checksum::complete(&mut bytes, 50, 10));
+    assert_eq!(delivered(&batch), [(bytes, Checksum::Valid)]);
+    let outside = Given { bytes: to_two(60, 1), checksum: Checksum::Partial { start: 50, offset: 10 } };
+    let batch = egress(&a, &[outside], now);
+    assert_eq!(batch.slots()[0].verdict, Verdict::Drop(DropReason::FrameMalformed));
+}
+
+#[test]
+fn a_member_that_would_have_our_kernel_write_elsewhere_is_refused() {
+    let now = start();
+    let (a, b) = pair(now);
+    let bytes = to_two(100, 1);
+    let mut datagram = vec![0; HEADROOM];
+    Inner::Frame(Checksum::Partial { start: 14, offset: 4 }).write(&mut datagram[HEADER_LEN..]);
+    datagram.extend(bytes);
+    datagram.extend([0; TAILROOM]);
+    a.transport.seal_in_place(a.transport.reserve(1, now).expect("a counter"), &mut datagram);
+    let (batch, _) = ingress(&b, &[(datagram, Ecn::NotCapable)], now);
+    assert_eq!(batch.slots()[0].verdict, Verdict::Drop(DropReason::InnerMalformed));
+}
+
+#[test]
+fn what_goes_to_the_node_has_its_checksum() {
+    let now = start();
+    let (mut a, _) = pair(now);
+    a.fib.peers[0].transport = None;
+    let whole = udp(b"early", Ecn::NotCapable);
+    let batch = egress(&a, &[partial(whole.clone())], now);
+    assert_eq!((batch.slots()[0].verdict, batch.bytes(0)), (Verdict::Punt(Punt::NoSession), &whole[..]));
+}
+
+#[test]
+fn marks_of_congestion_cross_the_tunnel() {
+    let now = start();
+    let (mut a, b) = pair(now);
+    for path in [1452, 600] {
+        // Alone, bundled, and cut in pieces.
+        a.fib.peers[0].path_payload = path;
+        let frames: Vec<_> = [10, 10, 1000].map(|len| given(udp(&vec![1; len], Ecn::Capable0))).into();
+        let mut sent = datagrams(&egress(&a, &frames, now));
+        assert!(sent.iter().all(|(_, ecn)| *ecn == Ecn::Capable0));
+        sent.iter_mut().for_each(|(_, ecn)| *ecn = Ecn::Congested);
+        let (batch, _) = ingress(&b, &sent, now);
+        let arrived = delivered(&batch);
+        assert_eq!(arrived.len(), 3);
+        for (bytes, _) in arrived {
+            let head = FrameHead::read(&bytes).expect("a frame");
+            assert_eq!(Ecn::of_frame(&bytes, &head), Ecn::Congested);
+        }
+    }
+}
+
+#[test]
+fn a_congested_datagram_around_a_frame_that_knows_no_marks_is_a_loss() {
+    let now = start();
+    let (a, b) = pair(now);
+    let mut sent = datagrams(&egress(&a, &[given(udp(b"x", Ecn::NotCapable)), given(udp(b"y", Ecn::Capable1))], now));
+    assert_eq!(
+        sent.iter().map(|(_, ecn)| *ecn).collect::<Vec<_>>(),
+        [Ecn::NotCapable, Ecn::Capable1],
+        "never one bundle"
+    );
+    sent[0].1 = Ecn::Congested;
+    let (batch, ingress) = ingress(&b, &sent, now);
+    assert_eq!(delivered(&batch).len(), 1);
+    assert_eq!(ingress.counters().get(DropReason::Congestion), 1);
+}
+
+#[test]
+fn a_bundle_cut_short_delivers_what_is_whole_and_is_counted() {
+    let now = start();
+    let (a, b) = pair(now);
+    let mut datagram = vec![0; HEADROOM];
+    Inner::Bundle.write(&mut datagram[HEADER_LEN..]);
+    for missing in [0, 1] {
+        let bytes = to_two(60, 3);
+        datagram.extend((bytes.len() as u16 + missing).to_be_bytes());
+        let at = datagram.len();
+        datagram.resize(at + INNER_LEN, 0);
+        Inner::Frame(Checksum::Valid).write(&mut datagram[at..]);
+        datagram.extend(bytes);
+    }
+    datagram.extend([0; TAILROOM]);
+    a.transport.seal_in_place(a.transport.reserve(1, now).expect("a counter"), &mut datagram);
+    let (batch, ingress) = ingress(&b, &[(datagram, Ecn::NotCapable)], now);
+    assert_eq!(delivered(&batch), [(to_two(60, 3), Checksum::Valid)]);
+    assert_eq!(ingress.counters().get(DropReason::InnerMalformed), 1);
+}
