@@ -5,11 +5,16 @@
 //! arena, each frame with room around it so that it is sealed where it lies.
 //!
 //! The device speaks `IFF_VNET_HDR` ([`vnet`]) where the kernel does: a read gives up to 64 KiB of TCP or UDP as one
-//! superframe, a write takes one. Cutting a superframe into frames and putting received frames together again are pure
-//! transformations of a batch and stand between the queue and the forwarder.
+//! superframe, a write takes one. [`segment`] cuts a superframe into frames, [`coalesce`] finds among received frames those that
+//! are one superframe: pure transformations of a batch, between the queue and the forwarder. Each undoes the other.
 
+pub mod coalesce;
 #[cfg(feature = "daemon")]
 pub mod device;
+mod packet;
 #[cfg(feature = "daemon")]
 pub mod queue;
+#[cfg(test)]
+mod samples;
+pub mod segment;
 pub mod vnet;
