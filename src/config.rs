@@ -46,6 +46,10 @@ pub struct UpConfig {
     pub device: String,
     /// UDP and TCP port; `None` tries [`DEFAULT_PORT`] and then any free one.
     pub port: Option<u16>,
+    /// Lanes; at least one.
+    pub lanes: usize,
+    /// Whether lanes look for work for a while before they sleep.
+    pub busy_poll: bool,
     /// The network's folder on disk: keys, settings, known records.
     pub state: PathBuf,
     /// The folder of the API socket and the lock.

@@ -31,7 +31,7 @@ use crate::tap::device::Device;
 use crate::tap::queue::Queue;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
-use super::lane::{self, FromLane, Lane};
+use super::lane::{self, Common, FromLane, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -62,7 +62,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
     let _lock = store::lock(&config.runtime, &network.name)?;
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
-    let socket = Arc::new(UdpSocket::open(config.port)?);
+    let sockets: Vec<_> = UdpSocket::open(config.port, config.lanes)?.into_iter().map(Arc::new).collect();
+    let socket = Arc::clone(&sockets[0]);
 
     let key = config.node.key.clone();
     let directory =
@@ -79,10 +80,12 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         seed()?,
         to_us,
     )?;
-    let device = Device::open(&config.device, config.node.mac().0, config.node.mtu)?;
+    let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
-    let lane = Lane::start(0, device.queue()?, Arc::clone(&socket), &fib, &to_control)?;
+    let common = Common { fib: Arc::clone(&fib), to_control, busy_poll: config.busy_poll };
+    let lanes = sockets.into_iter().enumerate().map(|(lane, socket)| Ok((device.queue(lane)?, socket)));
+    let lanes = Lanes::start(lanes.collect::<std::io::Result<_>>()?, &common)?;
 
     let (interfaces_to_us, interfaces) = mpsc::channel(INTERFACES);
     tokio::spawn(async {
@@ -98,11 +101,11 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         overlay: Overlay(network),
         mtu: config.node.mtu,
         node: Node::new(config.node, seed()?, Instant::now(), unix_now()),
-        queue: device.queue()?,
+        queue: device.queue(0)?,
         device,
         socket,
         fib,
-        lane,
+        lanes,
         beacon: Some(beacon),
         directory: Directory { sender: directory.commands, wishes: VecDeque::new() },
         addresses: None,
@@ -135,7 +138,7 @@ struct Control {
     queue: Queue,
     socket: Arc<UdpSocket>,
     fib: Arc<ArcSwap<Fib>>,
-    lane: Lane,
+    lanes: Lanes,
     beacon: Option<Beacon>,
     directory: Directory,
     /// What the TAP is to carry from now on, and why it changed.
@@ -178,7 +181,7 @@ impl Control {
                     tracing::info!("{name}: stopping");
                     return Ok(());
                 }
-                error = self.lane.failure() => return Err(error),
+                error = self.lanes.failure() => return Err(error),
                 () = timer => self.node.handle_timeout(Instant::now()),
                 Some(first) = inputs.from_lanes.recv() => {
                     self.handle_lane(first);
@@ -323,7 +326,7 @@ impl Control {
     fn complete(&self, reply: Reply) -> Reply {
         let Reply::Status(mut status) = reply else { return reply };
         status.device = self.device.name().to_owned();
-        let mut lost = self.lane.counters();
+        let mut lost = self.lanes.counters();
         lost.add(&self.counters);
         let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();
         for (reason, count) in lost.iter() {

@@ -1,13 +1,14 @@
-//! The underlay socket: one UDP port for both families, read in batches, written datagram by datagram.
+//! The underlay socket: one UDP port for both families, read and written in trains of up to 64 datagrams a system call
+//! (UDP GRO and GSO).
 //!
 //! Endpoints are canonical: an IPv4 address is never shown in its IPv6 form, so it compares equal wherever it came
-//! from. Nothing here blocks but [`UdpSocket::send`], for a moment, when the network card's queue is full: that holds
+//! from. Nothing here blocks but [`UdpSocket::send_train`], for a moment, when the network card's queue is full: that holds
 //! back the TAP queue and so the sender, where a drop would only make it send again.
 //!
 //! The socket never fragments (quinn-udp sets `IP_PMTUDISC_PROBE` and `IPV6_DONTFRAG`): frames that a path cannot carry
 //! are cut inside the tunnel, where one lost piece is noticed.
 
-#![expect(unsafe_code, reason = "poll(2), TIOCOUTQ and SO_RCVBUFFORCE have no safe wrapper")]
+#![expect(unsafe_code, reason = "poll(2), TIOCOUTQ and some socket options have no safe wrapper")]
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
@@ -15,11 +16,11 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use quinn_udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::DEFAULT_PORT;
-use crate::wire::Batch;
+use crate::wire::{Batch, Ecn};
 
 /// Receive buffer of the socket, bytes: at 10 Gbit/s 4 MiB bridge the 3 ms for which the scheduler may keep an ingress
 /// thread waiting. Twice as much would only age datagrams.
@@ -30,6 +31,9 @@ const GRO_BYTES: usize = 1 << 16;
 
 /// The kernel puts at most this many datagrams together (`UDP_GRO_CNT_MAX`): so far one receive may go beyond a limit.
 pub(crate) const GRO_DATAGRAMS: usize = 64;
+
+/// Bytes of the longest train: what an IPv4 packet holds behind its headers. The kernel cuts it only after it was one.
+pub(crate) const TRAIN_BYTES: usize = 65_507;
 
 /// How long a send waits for room in the socket's buffer. 208 KiB, Linux's default send buffer, leave a 100 Mbit/s
 /// line in 17 ms; a line that is slower or stuck had better lose datagrams than stop the lane.
@@ -48,21 +52,37 @@ const FREE_PORT_TRIES: usize = 16;
 #[derive(Debug)]
 pub struct UdpSocket {
     socket: Socket,
+    /// Of trains and receives: where a train is refused as such, there are no more.
     state: UdpSocketState,
+    /// Of single datagrams: one refused for its address says nothing about trains.
+    single: UdpSocketState,
     port: u16,
     /// Whether the socket speaks IPv6, and IPv4 in its IPv6 form.
     dual: bool,
 }
 
 impl UdpSocket {
-    /// Opens the socket. `port` must be free for UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any other
-    /// that is.
+    /// Opens `lanes` sockets at one port, between which the kernel divides peers by their endpoints. `port` must be free for
+    /// UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any other that is.
     ///
     /// # Errors
     /// Fit to be shown.
-    pub fn open(port: Option<u16>) -> anyhow::Result<Self> {
+    pub fn open(port: Option<u16>, lanes: usize) -> anyhow::Result<Vec<Self>> {
+        let alone = Self::open_one(port)?;
+        if lanes <= 1 {
+            return Ok(vec![alone]);
+        }
+        // The first is bound without sharing, so that the port is nobody else's; then all of ours share it.
+        let port = alone.port;
+        drop(alone);
+        let shared =
+            || Self::bind(port, true).with_context(|| format!("UDP port {port} could not be shared by the lanes"));
+        (0..lanes).map(|_| shared()).collect()
+    }
+
+    fn open_one(port: Option<u16>) -> anyhow::Result<Self> {
         if let Some(port) = port.filter(|&port| port != 0) {
-            let socket = match Self::bind(port) {
+            let socket = match Self::bind(port, false) {
                 Ok(socket) => socket,
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                     bail!("UDP port {port} is taken (another meshd?): choose another with --port")
@@ -78,7 +98,7 @@ impl UdpSocket {
             return Ok(socket);
         }
         for attempt in 0..=FREE_PORT_TRIES {
-            match Self::bind(if attempt == 0 { DEFAULT_PORT } else { 0 }) {
+            match Self::bind(if attempt == 0 { DEFAULT_PORT } else { 0 }, false) {
                 Ok(socket) if tcp_is_free(socket.port) => return Ok(socket),
                 Ok(_) => {}
                 Err(error) if attempt == 0 && error.kind() == io::ErrorKind::AddrInUse => {}
@@ -88,29 +108,36 @@ impl UdpSocket {
         bail!("no port is free for UDP and TCP alike: choose one with --port")
     }
 
-    fn bind(port: u16) -> io::Result<Self> {
-        match Self::bind_to(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port))) {
+    fn bind(port: u16, shared: bool) -> io::Result<Self> {
+        match Self::bind_to(SocketAddr::from((Ipv6Addr::UNSPECIFIED, port)), shared) {
             // A kernel without IPv6 has no such family, or no such address.
             Err(error) if matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL)) => {
-                Self::bind_to(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+                Self::bind_to(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)), shared)
             }
             result => result,
         }
     }
 
-    fn bind_to(address: SocketAddr) -> io::Result<Self> {
+    fn bind_to(address: SocketAddr, shared: bool) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_reuse_port(shared)?;
         if address.is_ipv6() {
             socket.set_only_v6(false)?;
         }
         socket.bind(&address.into())?;
-        let state = UdpSocketState::new((&socket).into())?;
-        if !force_receive_buffer(&socket) {
+        let (state, single) = (UdpSocketState::new((&socket).into())?, UdpSocketState::new((&socket).into())?);
+        // quinn-udp asks for the time and the local address of every datagram. We need neither, and with both the buffer it
+        // keeps for them has no room left for the congestion mark.
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
+        set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 0);
+        set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 0);
+        // Beyond the system's limit, which CAP_NET_ADMIN allows.
+        if !set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER as libc::c_int) {
             // Refused beyond net.core.rmem_max without CAP_NET_ADMIN; the kernel then takes what it allows.
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         }
         let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
-        Ok(Self { socket, state, port, dual: address.is_ipv6() })
+        Ok(Self { socket, state, single, port, dual: address.is_ipv6() })
     }
 
     /// The port.
@@ -138,7 +165,11 @@ impl UdpSocket {
             let Some(spare) = batch.spare(GRO_BYTES) else { break };
             let mut meta = [RecvMeta::default()];
             match self.state.recv((&self.socket).into(), &mut [IoSliceMut::new(spare)], &mut meta) {
-                Ok(_) => count += batch.commit_strided(meta[0].len, meta[0].stride, Some(canonical(meta[0].addr))),
+                Ok(_) => {
+                    let RecvMeta { len, stride, addr, ecn, .. } = meta[0];
+                    let ecn = ecn.map_or(Ecn::NotCapable, |ecn| Ecn::of_bits(ecn as u8));
+                    count += batch.commit_strided(len, stride, Some(canonical(addr)), ecn);
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((count, false)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted || is_about_a_path(&error) => {}
                 Err(error) => return Err(error),
@@ -147,14 +178,34 @@ impl UdpSocket {
         Ok((count, true))
     }
 
-    /// Sends one datagram, waiting a moment if the socket's buffer is full.
-    ///
-    /// # Errors
-    /// What the kernel says. All of it concerns this datagram or this endpoint: the caller counts it and goes on.
-    pub fn send(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
-        match self.try_send(endpoint, bytes) {
+    /// The most datagrams that a train may have; 1 where the kernel or a network card refused trains.
+    pub fn longest_train(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    /// Sends a train: datagrams of `size` bytes end to end, the last of which may be shorter, with one congestion mark. Waits
+    /// a moment if the socket's buffer is full. Returns how many were not sent.
+    pub fn send_train(&self, endpoint: SocketAddr, ecn: Ecn, bytes: &[u8], size: usize) -> u64 {
+        if bytes.len() <= size {
+            return self
+                .send_patiently(endpoint, ecn, bytes, None)
+                .map_or_else(|error| refused(endpoint, &error), |()| 0);
+        }
+        match self.send_patiently(endpoint, ecn, bytes, Some(size)) {
+            Ok(()) => 0,
+            // A network card that cannot: quinn-udp has taken note, and these go one by one.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EIO | libc::EINVAL)) => {
+                tracing::debug!(%endpoint, %error, "no trains here");
+                bytes.chunks(size).map(|datagram| self.send_train(endpoint, ecn, datagram, size)).sum()
+            }
+            Err(error) => refused(endpoint, &error) * bytes.len().div_ceil(size) as u64,
+        }
+    }
+
+    fn send_patiently(&self, endpoint: SocketAddr, ecn: Ecn, bytes: &[u8], size: Option<usize>) -> io::Result<()> {
+        match self.transmit(&self.state, endpoint, ecn, bytes, size) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock && self.wait_writable() => {
-                self.try_send(endpoint, bytes)
+                self.transmit(&self.state, endpoint, ecn, bytes, size)
             }
             result => result,
         }
@@ -163,22 +214,34 @@ impl UdpSocket {
     /// Sends one datagram without waiting.
     ///
     /// # Errors
-    /// As [`UdpSocket::send`].
+    /// What the kernel says. All of it concerns this datagram or this endpoint: the caller counts it and goes on.
     pub fn try_send(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
+        self.transmit(&self.single, endpoint, Ecn::NotCapable, bytes, None)
+    }
+
+    fn transmit(
+        &self,
+        state: &UdpSocketState,
+        endpoint: SocketAddr,
+        ecn: Ecn,
+        bytes: &[u8],
+        size: Option<usize>,
+    ) -> io::Result<()> {
         let destination = match (endpoint, self.dual) {
             (SocketAddr::V4(v4), true) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
             (SocketAddr::V6(_), false) => return Err(io::ErrorKind::NetworkUnreachable.into()),
             (SocketAddr::V4(_) | SocketAddr::V6(_), _) => endpoint,
         };
-        let transmit = Transmit { destination, ecn: None, contents: bytes, segment_size: None, src_ip: None };
-        self.state.try_send((&self.socket).into(), &transmit)
+        let ecn = EcnCodepoint::from_bits(ecn as u8);
+        let transmit = Transmit { destination, ecn, contents: bytes, segment_size: size, src_ip: None };
+        state.try_send((&self.socket).into(), &transmit)
     }
 
     /// Sends one datagram to an address that nobody has proved to have, without waiting: only while the kernel holds
     /// little for us.
     ///
     /// # Errors
-    /// As [`UdpSocket::send`], and `WouldBlock` when the share for such datagrams is used up.
+    /// As [`UdpSocket::try_send`], and `WouldBlock` when the share for such datagrams is used up.
     pub fn try_send_unproved(&self, endpoint: SocketAddr, bytes: &[u8]) -> io::Result<()> {
         if self.held()? > self.socket.send_buffer_size()? / UNPROVED_SHARE {
             return Err(io::ErrorKind::WouldBlock.into());
@@ -206,6 +269,12 @@ impl AsFd for UdpSocket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
+}
+
+/// One datagram, or one train, that was not sent.
+fn refused(endpoint: SocketAddr, error: &io::Error) -> u64 {
+    tracing::trace!(%endpoint, %error, "not sent");
+    1
 }
 
 /// The one form of an endpoint: IPv4 as IPv4, no flow label, a scope only where the address needs one.
@@ -240,17 +309,16 @@ fn tcp_is_free(port: u16) -> bool {
     .is_ok()
 }
 
-/// Sets the receive buffer beyond the system's limit, which CAP_NET_ADMIN allows.
-fn force_receive_buffer(socket: &Socket) -> bool {
-    let bytes = RECEIVE_BUFFER as libc::c_int;
-    // SAFETY: the option takes a c_int, which `bytes` is; it lives for the call; the descriptor is open.
+/// Sets an option whose value is a number; whether the kernel took it.
+fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> bool {
+    // SAFETY: every option used here takes a c_int, which `value` is; it lives for the call; the descriptor is open.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_RCVBUFFORCE,
-            (&raw const bytes).cast(),
-            size_of_val(&bytes) as libc::socklen_t,
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of_val(&value) as libc::socklen_t,
         )
     };
     result == 0
@@ -261,7 +329,7 @@ mod tests {
     use super::*;
 
     fn any() -> UdpSocket {
-        UdpSocket::bind(0).expect("a socket")
+        UdpSocket::bind(0, false).expect("a socket")
     }
 
     fn receive(socket: &UdpSocket) -> Batch {
@@ -279,11 +347,11 @@ mod tests {
     #[test]
     fn both_families_arrive_at_one_port_with_canonical_sources() {
         let (here, there) = (any(), any());
-        here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"four").expect("sent");
+        here.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"four").expect("sent");
         let batch = receive(&there);
         assert_eq!(batch.bytes(0), b"four");
         assert_eq!(batch.slots()[0].source, Some(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()))));
-        if !here.has_ipv6() || here.send(SocketAddr::from((Ipv6Addr::LOCALHOST, there.port())), b"six").is_err() {
+        if !here.has_ipv6() || here.try_send(SocketAddr::from((Ipv6Addr::LOCALHOST, there.port())), b"six").is_err() {
             return;
         }
         let batch = receive(&there);
@@ -296,7 +364,7 @@ mod tests {
         let (here, there) = (any(), any());
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, there.port()));
         for number in 0..100u8 {
-            here.send(to, &[number; 1400]).expect("sent");
+            here.try_send(to, &[number; 1400]).expect("sent");
         }
         let mut batch = Batch::new(1 << 18, 512);
         let mut seen = 0;
@@ -315,16 +383,34 @@ mod tests {
     #[test]
     fn datagrams_sent_as_one_segmented_buffer_arrive_as_slots_of_their_own() {
         let (here, there) = (any(), any());
-        let to = SocketAddr::from((Ipv4Addr::LOCALHOST.to_ipv6_mapped(), there.port()));
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, there.port()));
         let bytes: Vec<u8> = (0..10u8).flat_map(|number| [number; 1000]).collect();
-        let transmit =
-            Transmit { destination: to, ecn: None, contents: &bytes, segment_size: Some(1000), src_ip: None };
-        if !here.has_ipv6() || here.state.try_send((&here.socket).into(), &transmit).is_err() {
+        if !here.has_ipv6() || here.send_train(to, Ecn::Capable0, &bytes, 1000) > 0 {
             return;
         }
         let batch = receive(&there);
         assert_eq!(batch.len(), 10);
         assert!((0..10).all(|index| batch.bytes(index) == [index as u8; 1000]));
+        let marks: Vec<_> = batch.slots().iter().map(|slot| slot.ecn).collect();
+        assert_eq!(marks, [Ecn::Capable0; 10], "with the mark they were sent with");
+    }
+
+    #[test]
+    fn a_train_that_is_refused_goes_datagram_by_datagram() {
+        let (here, there) = (any(), any());
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, there.port()));
+        // More datagrams than a train may have: the kernel refuses it as a whole, with EINVAL.
+        let bytes: Vec<u8> = (0..200u8).flat_map(|number| [number; 100]).collect();
+        assert_eq!((here.send_train(to, Ecn::NotCapable, &bytes, 100), here.longest_train()), (0, 1));
+        let mut seen = 0;
+        while seen < 200 {
+            let batch = receive(&there);
+            assert!(!batch.is_empty(), "only {seen} arrived");
+            for index in 0..batch.len() {
+                assert_eq!(batch.bytes(index), [seen; 100]);
+                seen += 1;
+            }
+        }
     }
 
     #[test]
@@ -332,26 +418,26 @@ mod tests {
         let (here, there) = (any(), any());
         let closed = any().port();
         for _ in 0..3 {
-            let _ = here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, closed)), b"nobody");
+            let _ = here.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, closed)), b"nobody");
         }
-        assert!(here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), &[0; 70_000]).is_err());
-        assert!(here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), b"port zero").is_err());
-        here.send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"still here").expect("sent");
+        assert!(here.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), &[0; 70_000]).is_err());
+        assert!(here.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), b"port zero").is_err());
+        here.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, there.port())), b"still here").expect("sent");
         assert_eq!(receive(&there).bytes(0), b"still here");
-        there.send(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port())), b"both ways").expect("sent");
+        there.try_send(SocketAddr::from((Ipv4Addr::LOCALHOST, here.port())), b"both ways").expect("sent");
         assert_eq!(receive(&here).bytes(0), b"both ways");
     }
 
     #[test]
     fn a_chosen_port_that_is_taken_is_refused_and_any_other_is_found() {
-        let first = UdpSocket::open(None).expect("some port is free");
-        let refusal = UdpSocket::open(Some(first.port())).expect_err("it is taken").to_string();
+        let first = UdpSocket::open_one(None).expect("some port is free");
+        let refusal = UdpSocket::open_one(Some(first.port())).expect_err("it is taken").to_string();
         assert_eq!(refusal, format!("UDP port {} is taken (another meshd?): choose another with --port", first.port()));
-        let second = UdpSocket::open(None).expect("another port is free");
+        let second = UdpSocket::open_one(None).expect("another port is free");
         assert_ne!(first.port(), second.port());
         let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).expect("a TCP port");
         let port = listener.local_addr().expect("bound").port();
-        let refusal = UdpSocket::open(Some(port)).expect_err("TCP has it").to_string();
+        let refusal = UdpSocket::open_one(Some(port)).expect_err("TCP has it").to_string();
         assert!(refusal.contains("is taken"), "{refusal}");
     }
 

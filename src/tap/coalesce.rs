@@ -16,7 +16,7 @@ use super::vnet::{Superframe, VnetHeader};
 
 /// Most frames in one merge: what Linux allows for the datagrams of one UDP superframe. TCP of an ordinary size is full
 /// at 45 frames.
-const MAX_FRAMES: usize = 64;
+pub const MAX_FRAMES: usize = 64;
 
 /// Largest packet, headers included: what the 16-bit length of IPv4 can say.
 const MAX_PACKET: usize = 65_535;
@@ -62,10 +62,12 @@ impl Coalescer {
         self.open.clear();
         self.next.clear();
         self.next.resize(batch.len(), NONE);
-        for slot in 0..batch.len() {
+        let mut at = batch.first();
+        while let Some(slot) = at {
             if batch.slots()[slot].verdict == Verdict::Deliver {
                 self.take(batch, slot, offloads);
             }
+            at = batch.next(slot);
         }
         for open in self.open.drain(..) {
             open.finish(batch, &mut self.merges);

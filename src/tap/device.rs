@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 
 use tun_rs::{DeviceBuilder, Layer, SyncDevice};
 
+use super::coalesce::Offloads;
 use super::queue::Queue;
 
 const TUN: &str = "/dev/net/tun";
@@ -52,19 +53,21 @@ pub enum DeviceError {
 
 /// An open TAP device, up, with its MAC and MTU. It lives until this and every [`Queue`] of it are dropped.
 pub struct Device {
-    device: SyncDevice,
+    /// One for each kernel queue; at least one.
+    handles: Vec<SyncDevice>,
     name: String,
     index: u32,
     mtu: usize,
+    offloads: Option<Offloads>,
 }
 
 impl Device {
-    /// Makes the device `name`, gives it `mac` and `mtu` (bytes of payload of an untagged frame) and brings it up. An
-    /// interface that exists already is never touched.
+    /// Makes the device `name` with `queues` queues, gives it `mac` and `mtu` (bytes of payload of an untagged frame) and
+    /// brings it up, with as many offloads as the kernel has. An interface that exists already is never touched.
     ///
     /// # Errors
     /// [`DeviceError`], fit to be shown.
-    pub fn open(name: &str, mac: [u8; 6], mtu: usize) -> Result<Self, DeviceError> {
+    pub fn open(name: &str, mac: [u8; 6], mtu: usize, queues: usize) -> Result<Self, DeviceError> {
         if !is_interface_name(name) {
             return Err(DeviceError::Name(name.to_owned()));
         }
@@ -74,19 +77,35 @@ impl Device {
         let other = |source| DeviceError::Other { name: name.to_owned(), source };
         let kernel_mtu = u16::try_from(mtu)
             .map_err(|_| other(io::Error::new(io::ErrorKind::InvalidInput, format!("no MTU is {mtu} bytes"))))?;
-        let device = DeviceBuilder::new()
-            .name(name)
-            .layer(Layer::L2)
-            .offload(false)
-            .packet_information(false)
-            .mac_addr(mac)
-            .mtu(kernel_mtu)
-            .enable(true)
-            .build_sync()
-            .map_err(|error| explain(name, error))?;
-        device.set_nonblocking(true).map_err(other)?;
+        let build = |offload| {
+            DeviceBuilder::new()
+                .name(name)
+                .layer(Layer::L2)
+                .offload(offload)
+                .multi_queue(queues > 1)
+                .packet_information(false)
+                .mac_addr(mac)
+                .mtu(kernel_mtu)
+                .enable(true)
+                .build_sync()
+        };
+        let device = match build(true) {
+            // A kernel without IFF_VNET_HDR or without TSO: frames then come and go one by one.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => build(false),
+            device => device,
+        };
+        let first = device.map_err(|error| explain(name, error))?;
+        let offloads = first.tcp_gso().then(|| Offloads { tcp: true, udp: first.udp_gso() });
+        let mut handles = Vec::with_capacity(queues);
+        for _ in 1..queues {
+            handles.push(first.try_clone().map_err(other)?);
+        }
+        handles.insert(0, first);
+        for handle in &handles {
+            handle.set_nonblocking(true).map_err(other)?;
+        }
         let index = interface_index(name).ok_or_else(|| other(io::Error::from(io::ErrorKind::NotFound)))?;
-        Ok(Self { device, name: name.to_owned(), index, mtu })
+        Ok(Self { handles, name: name.to_owned(), index, mtu, offloads })
     }
 
     /// Its name.
@@ -99,12 +118,19 @@ impl Device {
         self.index
     }
 
-    /// Something to read frames from and write frames to; all queues of a device share its one kernel queue.
+    /// What the kernel takes off our hands; `None` if nothing.
+    pub fn offloads(&self) -> Option<Offloads> {
+        self.offloads
+    }
+
+    /// Something to read frames from and write frames to: a descriptor of the kernel's queue number `queue`, of which there
+    /// are as many as the device was opened with.
     ///
     /// # Errors
     /// When there are too many open files.
-    pub fn queue(&self) -> io::Result<Queue> {
-        Ok(Queue::new(File::from(self.device.as_fd().try_clone_to_owned()?), self.mtu))
+    pub fn queue(&self, queue: usize) -> io::Result<Queue> {
+        let file = File::from(self.handles[queue].as_fd().try_clone_to_owned()?);
+        Ok(Queue::new(file, self.mtu, self.offloads))
     }
 }
 
@@ -149,23 +175,23 @@ mod tests {
     #[test]
     fn names_the_kernel_would_refuse_or_read_otherwise_are_refused_by_name() {
         for name in ["", "sixteen-letters-", "a/b", "a b", "mesh%d", "eth0:1", "..", "naïve"] {
-            assert!(matches!(Device::open(name, MAC, 1500), Err(DeviceError::Name(_))), "{name:?}");
+            assert!(matches!(Device::open(name, MAC, 1500, 1), Err(DeviceError::Name(_))), "{name:?}");
         }
         assert!(is_interface_name("meshd0") && is_interface_name("a.b_c-d"));
     }
 
     #[test]
     fn an_interface_that_exists_is_never_taken_over() {
-        let taken = Device::open("lo", MAC, 1500).err().expect("lo is not ours");
+        let taken = Device::open("lo", MAC, 1500, 1).err().expect("lo is not ours");
         assert_eq!(taken.to_string(), "the interface lo is in use; choose another with --device");
         let Some(first) = device("mtest-taken") else { return };
-        assert!(matches!(Device::open(first.name(), MAC, 1500), Err(DeviceError::Taken(_))));
+        assert!(matches!(Device::open(first.name(), MAC, 1500, 1), Err(DeviceError::Taken(_))));
     }
 
     #[test]
     fn a_device_is_gone_with_its_last_queue() {
         let Some(device) = device("mtest-gone") else { return };
-        let queue = device.queue().expect("a queue");
+        let queue = device.queue(0).expect("a queue");
         let mac = std::fs::read_to_string("/sys/class/net/mtest-gone/address").expect("it is there");
         let mtu = std::fs::read_to_string("/sys/class/net/mtest-gone/mtu").expect("it is there");
         assert_eq!((mac.trim(), mtu.trim()), ("02:00:00:00:00:01", "1500"));

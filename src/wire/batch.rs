@@ -147,6 +147,11 @@ impl Counters {
         self.0[reason as usize] += 1;
     }
 
+    /// Counts several.
+    pub fn count_many(&mut self, reason: DropReason, count: u64) {
+        self.0[reason as usize] += count;
+    }
+
     /// How many so far.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
@@ -250,6 +255,12 @@ impl Batch {
         &mut self.arena[start - head..end]
     }
 
+    /// As [`Batch::bytes_with_head`], to be read.
+    pub fn bytes_after_head(&self, index: usize, head: usize) -> &[u8] {
+        let Range { start, end } = self.slots[index].range();
+        &self.arena[start - head..end]
+    }
+
     /// The bytes from the beginning of slot `first` to the end of slot `last`, which lies behind it.
     pub fn bytes_across(&self, first: usize, last: usize) -> &[u8] {
         &self.arena[self.slots[first].start..self.slots[last].range().end]
@@ -302,8 +313,17 @@ impl Batch {
 
     /// The indices of all slots in the order in which they are to be carried out.
     pub fn in_order(&self) -> impl Iterator<Item = usize> + '_ {
-        let first = (!self.slots.is_empty()).then_some(0);
-        std::iter::successors(first, |index| self.slots[*index].next)
+        std::iter::successors(self.first(), |slot| self.next(*slot))
+    }
+
+    /// The first slot in order.
+    pub fn first(&self) -> Option<usize> {
+        (!self.slots.is_empty()).then_some(0)
+    }
+
+    /// The slot behind `slot` in order.
+    pub fn next(&self, slot: usize) -> Option<usize> {
+        self.slots[slot].next
     }
 
     /// As [`Batch::spare`], with `head` of the free bytes before it: for an I/O that puts a header of its own there.
