@@ -1,6 +1,6 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab fuzz seeds image setup
+.PHONY: help demo test check sim lab bench fuzz seeds image setup
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ sim: ## the virtual world: many nodes, virtual time, no privileges
 
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab
+
+bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle OUT=target/bench
+	scripts/bench
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (60) seconds
 	scripts/fuzz

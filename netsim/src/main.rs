@@ -7,6 +7,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
+use netsim::netns::bench::{self, Options};
+use netsim::netns::load::{self, Sender};
 use netsim::netns::{self, Lab, Place, attack, demo, start};
 
 const USAGE: &str = "\
@@ -15,6 +17,12 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim attack garbage TARGET COUNT RATE
        netsim attack spoofed TARGET COUNT RATE FILE
                                  inside the lab only: COUNT datagrams at RATE a second
+       netsim bench [--rounds N] [--peers] [--quick] [--only tcp,udp,ping,loss,rate,idle] [--out DIR]
+                                 what the tunnel costs, beside the bare path and others
+       netsim load receive ADDRESS
+       netsim load search TARGET BYTES MILLISECONDS
+       netsim load send TARGET BYTES MILLISECONDS RATE
+                                 inside the lab only: UDP packets, and how many arrive
 
 The meshd beside this binary is run, or the one that MESHD_BIN names.";
 
@@ -43,8 +51,27 @@ fn work() -> Result<ExitCode> {
             attack::spoofed(target.parse()?, &std::fs::read(file)?, count.parse()?, rate.parse()?)?;
             Ok(ExitCode::SUCCESS)
         }
+        ["bench", rest @ ..] => {
+            let options = Options::parse(rest)?;
+            inside(&arguments, options.limit(), |lab| bench::run(lab, &options))
+        }
+        ["load", "receive", address] => load::receive(address.parse()?).map(|()| ExitCode::SUCCESS),
+        ["load", "search", target, bytes, step] => {
+            let mut sender = Sender::new(target.parse()?, bytes.parse()?)?;
+            println!("{}", sender.search(milliseconds(step)?)?.to_json());
+            Ok(ExitCode::SUCCESS)
+        }
+        ["load", "send", target, bytes, time, rate] => {
+            let mut sender = Sender::new(target.parse()?, bytes.parse()?)?;
+            println!("{}", sender.burst(Some(rate.parse()?), milliseconds(time)?)?.to_json());
+            Ok(ExitCode::SUCCESS)
+        }
         _ => bail!("{USAGE}"),
     }
+}
+
+fn milliseconds(word: &str) -> Result<Duration> {
+    Ok(Duration::from_millis(word.parse()?))
 }
 
 fn lan(arguments: &[OsString], runs: usize) -> Result<ExitCode> {

@@ -11,9 +11,13 @@
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
 pub mod attack;
+pub mod bench;
 pub mod demo;
+pub mod load;
 pub mod measure;
+pub mod routed;
 pub mod start;
+pub mod wire;
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -28,12 +32,17 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 pub use measure::{Capture, Pings};
+pub use routed::Routed;
+pub use wire::Wire;
 
 /// Set for the process inside.
 const INSIDE: &str = "MESHD_LAB_INSIDE";
 
 /// Programs without which there is no lab.
 const PROGRAMS: &[&str] = &["ip", "unshare", "setpriv", "mount", "ping"];
+
+/// The switch is 192.168.77.0/24; other cables have the numbers above.
+const SWITCH_SUBNET: u8 = 77;
 
 /// How often a condition is looked at, milliseconds: well below the shortest time measured by looking (1 s).
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -54,7 +63,7 @@ pub enum Place {
 /// # Errors
 /// When our own program cannot be found.
 pub fn place<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Place> {
-    if std::env::var_os(INSIDE).is_some() {
+    if is_inside() {
         return Ok(Place::Inside);
     }
     if let Some(reason) = why_impossible() {
@@ -63,6 +72,11 @@ pub fn place<S: AsRef<OsStr>>(arguments: &[S]) -> Result<Place> {
     let mut command = unshare();
     command.arg(std::env::current_exe()?).args(arguments).env(INSIDE, "1");
     Ok(Place::Outside(Box::new(command)))
+}
+
+/// Whether this process is in the lab's namespaces.
+pub fn is_inside() -> bool {
+    std::env::var_os(INSIDE).is_some()
 }
 
 /// unshare(1) with everything private. It dies with us, and everything inside with it.
@@ -82,10 +96,13 @@ fn search_path() -> String {
     format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
 }
 
+/// Whether `program` is where we look.
+fn is_installed(program: &str) -> bool {
+    search_path().split(':').any(|folder| Path::new(folder).join(program).exists())
+}
+
 fn why_impossible() -> Option<String> {
-    let path = search_path();
-    let found = |program: &&str| path.split(':').any(|folder| Path::new(folder).join(program).exists());
-    if let Some(missing) = PROGRAMS.iter().find(|program| !found(program)) {
+    if let Some(missing) = PROGRAMS.iter().find(|program| !is_installed(program)) {
         return Some(format!("{missing} is not installed (make setup)"));
     }
     if let Err(error) = File::options().read(true).write(true).open("/dev/net/tun") {
@@ -113,6 +130,7 @@ fn is_root() -> bool {
 pub struct Lab {
     binary: PathBuf,
     laptops: u8,
+    subnets: u8,
     since: Instant,
 }
 
@@ -122,7 +140,7 @@ impl Lab {
     /// # Errors
     /// When we are not inside, or the kernel refuses.
     pub fn new(binary: PathBuf, limit: Duration) -> Result<Self> {
-        ensure!(std::env::var_os(INSIDE).is_some(), "a lab is only made inside its namespaces: see place()");
+        ensure!(is_inside(), "a lab is only made inside its namespaces: see place()");
         ensure!(binary.exists(), "{} is not built: cargo build --workspace --all-features --bins", binary.display());
         thread::spawn(move || {
             thread::sleep(limit);
@@ -135,7 +153,7 @@ impl Lab {
         run("ip link set lo up")?;
         run("ip link add switch type bridge forward_delay 0 stp_state 0 mcast_snooping 0")?;
         run("ip link set switch up")?;
-        Ok(Self { binary, laptops: 0, since: Instant::now() })
+        Ok(Self { binary, laptops: 0, subnets: SWITCH_SUBNET, since: Instant::now() })
     }
 
     /// A new laptop named `name` with its cable in the switch: 192.168.77.N, no route anywhere else.
@@ -144,18 +162,26 @@ impl Lab {
     /// When the kernel refuses.
     pub fn laptop(&mut self, name: &str) -> Result<Laptop> {
         self.laptops += 1;
-        let underlay = Ipv4Addr::new(192, 168, 77, self.laptops);
-        run(&format!("ip netns add {name}"))?;
+        let laptop = self.machine(name, Ipv4Addr::new(192, 168, SWITCH_SUBNET, self.laptops))?;
         run(&format!("ip link add port-{name} type veth peer name eth0 netns {name}"))?;
         run(&format!("ip link set port-{name} master switch up"))?;
+        laptop.plug_in("eth0", laptop.underlay)?;
+        Ok(laptop)
+    }
+
+    /// A namespace without any cable, whose first one will have `underlay`.
+    fn machine(&self, name: &str, underlay: Ipv4Addr) -> Result<Laptop> {
+        run(&format!("ip netns add {name}"))?;
         run(&format!("ip -n {name} link set lo up"))?;
-        // No duplicate address detection: IPv6 of the underlay is there at once, as on a laptop that was up before.
-        run(&format!("ip netns exec {name} sysctl -qw net.ipv6.conf.eth0.accept_dad=0"))?;
-        run(&format!("ip -n {name} link set eth0 up"))?;
-        run(&format!("ip -n {name} addr add {underlay}/24 dev eth0"))?;
         let dir = PathBuf::from("/run/lab").join(name);
         fs::create_dir_all(&dir)?;
         Ok(Laptop { name: name.to_owned(), underlay, dir, binary: self.binary.clone() })
+    }
+
+    /// A /24 that nobody has yet: its first three bytes.
+    fn subnet(&mut self) -> [u8; 3] {
+        self.subnets += 1;
+        [192, 168, self.subnets]
     }
 
     /// Several laptops.
@@ -186,6 +212,15 @@ pub struct Laptop {
 }
 
 impl Laptop {
+    /// Brings the cable's end `device` up with `address`.
+    fn plug_in(&self, device: &str, address: Ipv4Addr) -> Result<()> {
+        let name = &self.name;
+        // No duplicate address detection: IPv6 of the underlay is there at once, as on a laptop that was up before.
+        run(&format!("ip netns exec {name} sysctl -qw net.ipv6.conf.{device}.accept_dad=0"))?;
+        run(&format!("ip -n {name} link set {device} up"))?;
+        run(&format!("ip -n {name} addr add {address}/24 dev {device}")).map(drop)
+    }
+
     /// `program`, to be run in this laptop, with its own home folder.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new("ip");
@@ -376,6 +411,11 @@ impl Node {
         ended.context("it ended")
     }
 
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Resident memory, KiB.
     ///
     /// # Errors
@@ -454,6 +494,20 @@ impl Background {
     /// When it cannot be started.
     pub fn start(command: &mut Command) -> Result<Self> {
         Ok(Self(command.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?))
+    }
+
+    /// Starts `command` with its output appended to `log`.
+    ///
+    /// # Errors
+    /// When it cannot be started, or the log not written.
+    pub fn logged(command: &mut Command, log: &Path) -> Result<Self> {
+        let file = File::options().create(true).append(true).open(log)?;
+        Ok(Self(command.stdout(file.try_clone()?).stderr(file).spawn()?))
+    }
+
+    /// Its process.
+    pub fn process(&self) -> u32 {
+        self.0.id()
     }
 }
 
