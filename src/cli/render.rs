@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::daemon::enroll::{Enrolled, Ticket};
-use crate::node::command::{LookupInfo, PeerInfo, Reply, StationInfo, Status};
+use crate::node::command::{ForwardingInfo, LookupInfo, PeerInfo, Reply, StationInfo, Status};
 
 use super::duration::human;
 use super::ping::Statistics;
@@ -128,6 +128,7 @@ fn status(info: &Status) -> String {
         ("name", info.name.clone()),
         ("peer", info.peer.clone()),
         ("device", info.device.clone()),
+        ("forwarding", forwarding(&info.forwarding)),
         ("mac", info.mac.clone()),
         ("ipv4", info.ipv4.to_string()),
         ("ipv6", info.ipv6.to_string()),
@@ -137,6 +138,17 @@ fn status(info: &Status) -> String {
         ("uptime", human(info.uptime)),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
+}
+
+fn forwarding(info: &ForwardingInfo) -> String {
+    let kinds = [("TCP", info.tcp_superframes), ("UDP", info.udp_superframes)];
+    let kinds: Vec<_> = kinds.into_iter().filter(|(_, has)| *has).map(|(name, _)| name).collect();
+    let superframes =
+        if kinds.is_empty() { "no superframes".to_owned() } else { format!("{} superframes", kinds.join(" and ")) };
+    let trains = if info.train > 1 { format!("trains of {} datagrams", info.train) } else { "no trains".to_owned() };
+    let lanes = if info.lanes == 1 { "1 lane".to_owned() } else { format!("{} lanes", info.lanes) };
+    let (receive, send) = (info.receive_buffer >> 10, info.send_buffer >> 10);
+    format!("{lanes}, {superframes}, {trains}, socket buffers {receive} KiB in and {send} KiB out")
 }
 
 fn peers(list: &[PeerInfo]) -> String {

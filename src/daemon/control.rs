@@ -25,7 +25,7 @@ use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
 use crate::identity::ula_prefix;
 use crate::node::event::PeerChange;
-use crate::node::{Command, CommandId, Event, Node, Reply};
+use crate::node::{Command, CommandId, Event, ForwardingInfo, Node, Reply};
 use crate::switch::Fib;
 use crate::tap::device::Device;
 use crate::tap::queue::Queue;
@@ -322,10 +322,24 @@ impl Control {
         Ok(())
     }
 
+    fn forwarding(&self) -> ForwardingInfo {
+        let offloads = self.device.offloads().unwrap_or_default();
+        let (receive_buffer, send_buffer) = self.socket.buffers();
+        ForwardingInfo {
+            lanes: self.device.queues(),
+            tcp_superframes: offloads.tcp,
+            udp_superframes: offloads.udp,
+            train: self.socket.longest_train(),
+            receive_buffer,
+            send_buffer,
+        }
+    }
+
     /// Adds to a status what the node cannot know.
     fn complete(&self, reply: Reply) -> Reply {
         let Reply::Status(mut status) = reply else { return reply };
         status.device = self.device.name().to_owned();
+        status.forwarding = self.forwarding();
         let mut lost = self.lanes.counters();
         lost.add(&self.counters);
         let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();

@@ -178,6 +178,11 @@ impl UdpSocket {
         Ok((count, true))
     }
 
+    /// The receive and the send buffer, bytes, as the kernel granted them (it counts its own overhead in).
+    pub fn buffers(&self) -> (usize, usize) {
+        (self.socket.recv_buffer_size().unwrap_or(0), self.socket.send_buffer_size().unwrap_or(0))
+    }
+
     /// The most datagrams that a train may have; 1 where the kernel or a network card refused trains.
     pub fn longest_train(&self) -> usize {
         self.state.max_gso_segments()

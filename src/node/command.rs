@@ -76,6 +76,8 @@ pub struct Status {
     pub ipv6: Ipv6Addr,
     /// The name of the TAP device; filled in by the daemon.
     pub device: String,
+    /// How frames are moved; filled in by the daemon.
+    pub forwarding: ForwardingInfo,
     /// Underlay endpoints at which we listen.
     pub endpoints: Vec<SocketAddr>,
     /// Members known, ourselves not counted.
@@ -90,6 +92,23 @@ pub struct Status {
     pub shard_records: usize,
     /// What was dropped, by reason; forwarding's counters are added by the daemon.
     pub drops: Vec<(String, u64)>,
+}
+
+/// How the daemon moves frames: what it was told, and what the kernel has granted.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ForwardingInfo {
+    /// Lanes.
+    pub lanes: usize,
+    /// Whether the TAP takes and gives superframes of TCP (TSO).
+    pub tcp_superframes: bool,
+    /// Whether the TAP takes and gives superframes of UDP (USO).
+    pub udp_superframes: bool,
+    /// Most datagrams in one send (UDP GSO); 1 for none.
+    pub train: usize,
+    /// The socket's receive buffer, bytes.
+    pub receive_buffer: usize,
+    /// The socket's send buffer, bytes.
+    pub send_buffer: usize,
 }
 
 /// A member.

@@ -25,7 +25,7 @@ mod records;
 mod sessions;
 mod timers;
 
-pub use command::{Command, CommandId, Reply};
+pub use command::{Command, CommandId, ForwardingInfo, Reply};
 pub use event::{Deadline, Event, PeerChange, Punted, Reason, Transmit};
 
 use std::collections::{BTreeMap, VecDeque};

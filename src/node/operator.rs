@@ -11,7 +11,7 @@ use crate::identity::PeerId;
 use crate::wire::Message;
 
 use super::Node;
-use super::command::{CommandId, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
+use super::command::{CommandId, ForwardingInfo, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
 use super::event::Event;
 use super::frames::LOOKUP_PATIENCE;
 use super::timers::Timer;
@@ -50,6 +50,7 @@ impl Node {
             ipv4: self.own.ipv4.address,
             ipv6: self.own.ipv6,
             device: String::new(),
+            forwarding: ForwardingInfo::default(),
             endpoints: self.own.endpoints.clone(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),

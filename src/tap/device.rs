@@ -118,6 +118,11 @@ impl Device {
         self.index
     }
 
+    /// How many kernel queues it has.
+    pub fn queues(&self) -> usize {
+        self.handles.len()
+    }
+
     /// What the kernel takes off our hands; `None` if nothing.
     pub fn offloads(&self) -> Option<Offloads> {
         self.offloads
