@@ -322,8 +322,13 @@ fn ports(packet: &Packet, frame: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
     use super::*;
-    use crate::tap::samples::{BOTH, Sample, batch, written};
+    use crate::tap::samples::{BOTH, Sample, batch, completed, superframes, written};
+    use crate::tap::segment::segment;
     use crate::tap::vnet::Gso;
 
     /// Three frames that follow each other.
@@ -608,5 +613,135 @@ mod tests {
         assert_eq!(writes.len(), 2);
         assert_eq!(writes[1], (VnetHeader::default(), arp));
         assert_eq!(writes[0].0.superframe.map(|superframe| superframe.gso), Some(Gso::Tcp4));
+    }
+
+    /// The frames of each flow, in order, as far as they mean anything: completed, without padding, and without the
+    /// identification of a packet that must not be cut.
+    fn by_flow(frames: impl IntoIterator<Item = (Vec<u8>, Checksum)>) -> BTreeMap<Vec<u8>, Vec<Vec<u8>>> {
+        let mut flows = BTreeMap::<_, Vec<_>>::new();
+        for (mut frame, checksum) in frames {
+            let packet = Packet::of(&frame).expect("a packet");
+            let key = [addresses(&packet, &frame), &frame[packet.transport.start..][..4]].concat();
+            frame.truncate(packet.transport.end);
+            let mut frame = completed(frame, checksum);
+            let ip = packet.head.payload;
+            if packet.is_ipv4() && frame[ip + 6] & 0x40 != 0 {
+                frame[ip + 4..ip + 6].fill(0);
+                frame[ip + 10..ip + 12].fill(0);
+            }
+            flows.entry(key).or_default().push(frame);
+        }
+        flows
+    }
+
+    /// The frames that a network card would make of a write.
+    fn cut((header, bytes): (VnetHeader, Vec<u8>)) -> Vec<(Vec<u8>, Checksum)> {
+        if header.superframe.is_none() {
+            return vec![(bytes, header.checksum)];
+        }
+        let mut batch = Batch::new(1 << 18, 64);
+        batch.spare(bytes.len()).expect("room").copy_from_slice(&bytes);
+        let held = batch.hold(bytes.len());
+        let count = segment(&mut batch, &header, held, usize::MAX).expect("a sound superframe");
+        (0..count).map(|slot| (batch.bytes(slot).to_vec(), batch.slots()[slot].checksum)).collect()
+    }
+
+    /// Something that may happen to a frame on its way.
+    fn disturb(sample: &mut Sample, kind: u8, value: u8) {
+        match kind {
+            0 => sample.flags ^= value,
+            1 => sample.sequence = sample.sequence.wrapping_add(value.into()),
+            2 => sample.acknowledged = sample.acknowledged.wrapping_add(value.into()),
+            3 => sample.window ^= u16::from(value),
+            4 => sample.hops = value,
+            5 => sample.traffic = value,
+            6 => sample.options = vec![value; usize::from(value % 11) * 4],
+            7 => sample.payload.truncate(value.into()),
+            8 => sample.payload.push(value),
+            9 => sample.id ^= u16::from(value),
+            10 => sample.dont_fragment = !sample.dont_fragment,
+            11 => sample.tags = usize::from(value % 3),
+            _ => {}
+        }
+    }
+
+    /// Frames of several flows in any order, some of them disturbed, with checksums known in any way.
+    fn traffic() -> impl Strategy<Value = Vec<(Vec<u8>, Checksum)>> {
+        let flow =
+            (any::<bool>(), any::<bool>(), any::<bool>(), 1..150usize).prop_map(|(ipv6, tcp, dont_fragment, len)| {
+                Sample { ipv6, tcp, dont_fragment, payload: vec![0; len], ..Sample::default() }
+            });
+        let steps = proptest::collection::vec((any::<u16>(), 0..80u8, any::<u8>(), 0..8u8), 0..150);
+        (proptest::collection::vec(flow, 1..10), steps).prop_map(|(mut flows, steps)| {
+            flows.iter_mut().zip(0..).for_each(|(flow, number)| flow.flow = number);
+            let take = |(which, kind, value, checksum): (u16, u8, u8, u8)| {
+                // Most often the flow of the frame before.
+                let which = if which & 3 == 0 { usize::from(which >> 2) } else { 0 } % flows.len();
+                let mut sample = flows[which].clone();
+                flows[which] = sample.next();
+                flows.swap(0, which);
+                disturb(&mut sample, kind, value);
+                let checksum = match checksum {
+                    0 => Checksum::Unknown,
+                    1 => Checksum::Valid,
+                    _ => sample.partial(),
+                };
+                let mut frame = if checksum == sample.partial() { sample.frame() } else { sample.whole() };
+                frame.resize(frame.len().max(60), 0xee);
+                (frame, checksum)
+            };
+            steps.into_iter().map(take).collect()
+        })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 500, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_merged_is_cut_into_the_same_frames_again_flow_by_flow(frames in traffic(), tcp: bool, udp: bool) {
+            let writes = written(&mut batch(frames.clone()), Offloads { tcp, udp });
+            let cut = writes.into_iter().flat_map(cut);
+            prop_assert_eq!(by_flow(cut), by_flow(frames));
+        }
+
+        #[test]
+        fn the_frames_of_a_superframe_are_one_write_whoever_looked_at_their_checksums(
+            (sample, size) in superframes(), known in 0..3u8,
+        ) {
+            let (bytes, header) = (sample.frame(), sample.header(size));
+            let frames = cut((header, bytes.clone())).into_iter().map(|(frame, partial)| match known {
+                0 => (completed(frame, partial), Checksum::Unknown),
+                1 => (completed(frame, partial), Checksum::Valid),
+                _ => (frame, partial),
+            });
+            prop_assert_eq!(written(&mut batch(frames), BOTH), [(header, bytes)]);
+        }
+
+        #[test]
+        fn hostile_frames_never_panic_and_every_one_is_written_once(
+            mut frames in traffic(),
+            changes in proptest::collection::vec((any::<u16>(), 0..120usize, any::<u8>()), 0..20),
+            cuts in proptest::collection::vec((any::<u16>(), 0..120usize), 0..4),
+        ) {
+            let count = frames.len().max(1);
+            for (which, at, value) in changes {
+                if let Some(byte) = frames.get_mut(usize::from(which) % count).and_then(|(frame, _)| frame.get_mut(at)) {
+                    *byte = value;
+                }
+            }
+            for (which, len) in cuts {
+                if let Some((frame, _)) = frames.get_mut(usize::from(which) % count) {
+                    frame.truncate(len);
+                }
+            }
+            let mut batch = batch(frames);
+            let mut coalescer = Coalescer::new();
+            coalescer.coalesce(&mut batch, BOTH);
+            let mut slots: Vec<_> = coalescer.deliveries().flat_map(|delivery| delivery.slots().collect::<Vec<_>>()).collect();
+            let firsts: Vec<_> = coalescer.deliveries().filter_map(|delivery| delivery.slots().next()).collect();
+            prop_assert!(firsts.is_sorted());
+            slots.sort_unstable();
+            prop_assert_eq!(slots, (0..batch.len()).collect::<Vec<_>>());
+        }
     }
 }
