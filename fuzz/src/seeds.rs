@@ -8,9 +8,13 @@ use meshd::dht::sighting::{Announcement, seal_sighting};
 use meshd::identity::canonical;
 use meshd::session::cookie::Cookies;
 use meshd::session::handshake::{Initiator, Responder};
+use meshd::tap::segment::segment;
+use meshd::tap::vnet::{Gso, Superframe, VnetHeader};
+use meshd::wire::checksum::{TCP, Transport, UDP, fold, sum};
+use meshd::wire::ethernet::FrameHead;
 use meshd::wire::header::{HEADER_LEN, TAG_LEN};
 use meshd::wire::message::INNER_LEN;
-use meshd::wire::{Checksum, Header, Inner, Message};
+use meshd::wire::{Batch, Checksum, Header, Inner, Message};
 use meshd_fuzz::{INDEX, NOW, invite, key, local, record, secret};
 
 fn main() {
@@ -90,8 +94,61 @@ fn main() {
     let arp = [&head[..], &[0x08, 0x06], &[0; 28]].concat();
     seed("node", "frames", &[input(2, &arp), input(3, &arp), input(4, &arp), vec![7, 0x10, 0]].concat());
 
+    for (name, gso, tagged) in
+        [("tcp4", Gso::Tcp4, false), ("tcp6-vlan", Gso::Tcp6, true), ("udp4-vlan", Gso::Udp, true)]
+    {
+        let (header, bytes) = superframe(gso, tagged);
+        seed("segment", name, &[&header.write()[..], &[5, 0xea], &bytes].concat());
+        let mut batch = Batch::new(1 << 16, 8);
+        batch.spare(bytes.len()).expect("room").copy_from_slice(&bytes);
+        let held = batch.hold(bytes.len());
+        let count = segment(&mut batch, &header, held, 1514).expect("a sound superframe");
+        // How the frames are told apart: a byte for the length, and one that says that the checksum is partial.
+        let told = |frame: &[u8]| [&[u8::try_from(frame.len()).expect("short"), 2][..], frame].concat();
+        let frames: Vec<u8> = (0..count).flat_map(|slot| told(batch.bytes(slot))).collect();
+        seed("coalesce", name, &[&[0][..], &frames].concat());
+        // The first, three that follow it, and one that has PSH.
+        let follow = [[0, 6], [0, 6], [0, 6]].concat();
+        let push = [2, 6, batch.bytes(0).len().min(47) as u8, 8];
+        seed("coalesce", &format!("{name}-follow"), &[&[0][..], &told(batch.bytes(0)), &follow, &push].concat());
+    }
+
     seed("invite", "text", invite().to_string().as_bytes());
     seed("invite", "body", &canonical::encode(&invite()));
+}
+
+/// 250 bytes of payload, to be cut into 100.
+fn superframe(gso: Gso, tagged: bool) -> (VnetHeader, Vec<u8>) {
+    let protocol = if gso == Gso::Udp { UDP } else { TCP };
+    let ports = [0x10, 1, 1, 0xbb];
+    let mut segment = match protocol {
+        // Sequence and acknowledgement, 12 bytes of time stamps, ACK, PSH and CWR, the window.
+        TCP => [&ports[..], &[0, 0, 3, 0xe8, 0, 0, 7, 0xd0, 0x80, 0x98, 1, 0xf4, 0, 0, 0, 0], &[1, 1, 8, 10], &[9; 8]]
+            .concat(),
+        _ => [&ports[..], &[1, 2, 0, 0]].concat(),
+    };
+    let headers = segment.len();
+    segment.extend((0..250).map(|byte| byte as u8));
+    let tag: &[u8] = if tagged { &[0x81, 0, 0, 7] } else { &[] };
+    let ip = if gso == Gso::Tcp6 {
+        let len = u16::try_from(segment.len()).expect("short").to_be_bytes();
+        [&[0x86, 0xdd, 0x60, 0, 0, 0][..], &len, &[protocol, 64], &[0xfd; 32]].concat()
+    } else {
+        let len = u16::try_from(20 + segment.len()).expect("short").to_be_bytes();
+        let mut ip = [&[0x45, 0][..], &len, &[0, 7, 0, 0, 64, protocol, 0, 0, 10, 0, 0, 1, 10, 0, 0, 2]].concat();
+        let check = !fold(sum(&ip));
+        ip[10..12].copy_from_slice(&check.to_be_bytes());
+        [&[8, 0][..], &ip].concat()
+    };
+    let mut frame = [&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2][..], tag, &ip, &segment].concat();
+    let head = FrameHead::read(&frame).expect("a frame");
+    let transport = Transport::of(&frame, &head).expect("TCP or UDP");
+    let (start, offset) = (transport.start, transport.checksum_offset());
+    let pseudo = fold(transport.pseudo_sum(&frame, &head, segment.len()));
+    frame[start + offset..start + offset + 2].copy_from_slice(&pseudo.to_be_bytes());
+    let checksum = Checksum::Partial { start: start as u16, offset: offset as u16 };
+    let superframe = Superframe { gso, ecn: protocol == TCP, size: 100, headers: (start + headers) as u16 };
+    (VnetHeader { checksum, superframe: Some(superframe) }, frame)
 }
 
 fn seed(target: &str, name: &str, bytes: &[u8]) {
