@@ -1,6 +1,6 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab bench fuzz seeds image setup
+.PHONY: help demo test check sim lab bench fuzz seeds micro instructions image setup
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -15,7 +15,7 @@ test: ## every test, the lab's too (SKIPPED lines say what this machine cannot r
 seeds: ## the fuzz corpus, written anew from real encodings
 	cargo run --quiet --manifest-path fuzz/Cargo.toml --bin seeds
 
-check: ## formatting, lints, layering, documentation, licences
+check: ## formatting, lints, layering, documentation, instruction counts, licences
 	scripts/check
 
 sim: ## the virtual world: many nodes, virtual time, no privileges
@@ -29,6 +29,12 @@ bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (60) seconds
 	scripts/fuzz
+
+micro: ## how long the pieces of a frame's path take, without any I/O
+	cargo bench --quiet -p meshd --no-default-features --bench frame_path
+
+instructions: ## instructions per frame, against benches/instructions.snap
+	scripts/instructions
 
 image: ## the container image meshd:latest
 	docker build --tag meshd:latest .
