@@ -28,9 +28,9 @@ const DUMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait before looking again when the kernel gave no picture.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Frames that our host may put into one superframe: sealed for a path of 1500 bytes, 44 datagrams of 1472 bytes are
-/// the longest train that UDP GSO takes (65,507 bytes). One more would cost a system call of its own.
-const SUPERFRAME_FRAMES: u32 = 44;
+/// Frames that our host may put into one superframe: sealed for a path of 1452 bytes, 45 datagrams are the longest train
+/// that UDP GSO takes (65,507 bytes). One more would cost a system call of its own.
+const SUPERFRAME_FRAMES: u32 = 45;
 
 /// One network interface at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
