@@ -162,9 +162,14 @@ impl Lab {
     /// When the kernel refuses.
     pub fn laptop(&mut self, name: &str) -> Result<Laptop> {
         self.laptops += 1;
-        let laptop = self.machine(name, Ipv4Addr::new(192, 168, SWITCH_SUBNET, self.laptops))?;
+        self.laptop_at(name, Ipv4Addr::new(192, 168, SWITCH_SUBNET, self.laptops), "switch")
+    }
+
+    /// A new laptop with its cable in the bridge `bridge`.
+    fn laptop_at(&self, name: &str, underlay: Ipv4Addr, bridge: &str) -> Result<Laptop> {
+        let laptop = self.machine(name, underlay)?;
         run(&format!("ip link add port-{name} type veth peer name eth0 netns {name}"))?;
-        run(&format!("ip link set port-{name} master switch up"))?;
+        run(&format!("ip link set port-{name} master {bridge} up"))?;
         laptop.plug_in("eth0", laptop.underlay)?;
         Ok(laptop)
     }

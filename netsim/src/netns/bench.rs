@@ -14,6 +14,7 @@ pub mod tunnel;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::wire::Conditions;
-use super::{Lab, Laptop, Node, Routed, Wire, output};
+use super::{Lab, Laptop, Node, Routed, Wire, signal};
 use gauge::{Busy, RoundTrips, Watch};
 use samples::{Metric, Samples, Way};
 use tunnel::Tunnel;
@@ -165,7 +166,7 @@ fn routed(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()>
             if let Err(error) = contestant(*way, &path, options, samples) {
                 ensure!(!matches!(way, Way::Raw | Way::Control), "the bare path: {error:#}");
                 report::progress(&format!("  not run: {error:#}"));
-                samples.note(*way, format!("{error:#}"));
+                samples.note(*way, error.root_cause().to_string());
             }
         }
     }
@@ -245,7 +246,7 @@ fn tcp(
 }
 
 fn round_trips(way: Way, from: &Laptop, tunnel: &Tunnel, options: &Options, samples: &mut Samples) -> Result<()> {
-    let count = if options.quick { 500 } else { 2000 };
+    let (idle_count, loaded_count) = if options.quick { (500, 250) } else { (2000, 1000) };
     let mut add = |times: &RoundTrips, metrics: [Metric; 3]| {
         for (metric, share) in metrics.into_iter().zip([0.5, 0.99, 0.999]) {
             samples.add(way, metric, times.percentile(share));
@@ -254,15 +255,17 @@ fn round_trips(way: Way, from: &Laptop, tunnel: &Tunnel, options: &Options, samp
             metrics.iter().zip([0.5, 0.99, 0.999]).map(|(m, share)| m.show(times.percentile(share))).collect();
         report::progress(&format!("  {}: {}", metrics[0].label(), shown.join(", ")));
     };
-    let idle = RoundTrips::measure(from, tunnel.target, count)?;
+    let idle = RoundTrips::measure(from, tunnel.target, idle_count)?;
     add(&idle, [Metric::IdleP50, Metric::IdleP99, Metric::IdleP999]);
-    // The stream begins a second before the pings and ends two after them.
-    let seconds = 2 + count.div_ceil(500) as u32;
-    let mut iperf3 = gauge::iperf3(from, tunnel.target, 1, false, seconds);
-    let stream = thread::spawn(move || output(&mut iperf3));
+    // Longer than the pings can take; it ends with them.
+    let mut stream = gauge::iperf3(from, tunnel.target, 1, false, 60);
+    let mut stream = stream.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     thread::sleep(Duration::from_secs(1));
-    let loaded = RoundTrips::measure(from, tunnel.target, count);
-    stream.join().expect("waiting for iperf3 does not panic")?;
+    let loaded = RoundTrips::measure(from, tunnel.target, loaded_count);
+    let still = stream.try_wait()?.is_none();
+    signal("TERM", stream.id())?;
+    stream.wait()?;
+    ensure!(still, "the TCP stream ended before the pings");
     add(&loaded?, [Metric::LoadedP50, Metric::LoadedP99, Metric::LoadedP999]);
     Ok(())
 }
@@ -290,7 +293,7 @@ fn lossy(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()> 
 /// That the impairment is real: a cable that does nothing makes everybody look good.
 fn prove(wire: &Wire) -> Result<()> {
     let round_trip = 2.0 * LOSSY.delay.as_secs_f64();
-    let times = RoundTrips::measure(&wire.ends[0], wire.ends[1].underlay, 1000)?;
+    let times = RoundTrips::measure(&wire.ends[0], wire.ends[1].underlay, 500)?;
     let median = times.percentile(0.5);
     ensure!((round_trip..1.25 * round_trip).contains(&median), "the slow cable takes {median} s");
     let counters = wire.counters();
@@ -346,7 +349,7 @@ fn alternate(
             if let Err(error) = measured {
                 ensure!(way != Way::Raw, "the bare cable: {error:#}");
                 report::progress(&format!("  not run: {error:#}"));
-                samples.note(way, format!("{error:#}"));
+                samples.note(way, error.root_cause().to_string());
             }
         }
     }

@@ -3,7 +3,8 @@
 //! Each way has a reader, which decides over every frame when it comes in (lost by chance, no room in the queue, or when
 //! it is due at the other end), and a writer, which waits for that time. All frames of one way are equally late, so
 //! what is due first came first: a queue, not a heap. The TAPs offer no offloads, so the kernel cuts every superframe
-//! before the cable as for a real card: what is lost is one datagram, not 64 KiB.
+//! before the cable as for a real card: what is lost is one datagram, not 64 KiB. A bridge joins each TAP to the laptop's
+//! port: a TAP of its own would look to meshd like an overlay, which it never uses as an underlay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,12 +75,13 @@ impl Wire {
         let mut ends = Vec::new();
         let mut taps = Vec::new();
         for (name, last) in names.into_iter().zip(1..) {
-            let laptop = lab.machine(name, [x, y, z, last].into())?;
-            let device = format!("wire-{name}");
-            let tap = DeviceBuilder::new().name(&device).layer(Layer::L2).mtu(1500).enable(false).build_sync();
-            taps.push(Arc::new(tap.with_context(|| format!("a TAP {device}"))?));
-            run(&format!("ip link set {device} netns {name} name eth0"))?;
-            laptop.plug_in("eth0", laptop.underlay)?;
+            let (tap, joint) = (format!("wire-{name}"), format!("joint-{name}"));
+            run(&format!("ip link add {joint} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"))?;
+            let laptop = lab.laptop_at(name, [x, y, z, last].into(), &joint)?;
+            let device = DeviceBuilder::new().name(&tap).layer(Layer::L2).mtu(1500).enable(false).build_sync();
+            taps.push(Arc::new(device.with_context(|| format!("a TAP {tap}"))?));
+            run(&format!("ip link set {tap} master {joint} up"))?;
+            run(&format!("ip link set {joint} up"))?;
             ends.push(laptop);
         }
         for (way, (from, to)) in [(0, 1), (1, 0)].into_iter().enumerate() {
@@ -103,7 +105,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         // A reader of a TAP that is gone gets an error, ends, and its writer after it.
         for end in &self.ends {
-            let _ = end.run("ip link delete eth0");
+            let _ = run(&format!("ip link delete wire-{}", end.name));
         }
     }
 }

@@ -188,7 +188,7 @@ const EXPLANATION: [&str; 8] = [
     "- TCP is iperf3 with cubic, the first second left out. CPU is user and system time of both nodes' processes for 10^9 bytes of one stream.",
     "- A UDP packet of 64 or 1400 bytes is an IPv4 packet, headers and all: 1400 fits every tunnel uncut. The rate is the highest found of which",
     "  less than 1 % is lost, by our own generator (`netsim load`): unpaced, then a search of six steps.",
-    "- Ping: 2000 in 4 s; what was not answered counts as infinitely late. Beside TCP: one full-rate stream in the same direction.",
+    "- Ping: 2000 at rest, 1000 beside one full-rate TCP stream in the same direction; what was not answered counts as infinitely late.",
     "- Loss: a user-space cable of 10 ms each way that loses 1 % of the frames each way; four streams, 15 s. Narrow: 50 Mbit/s, 2 ms each way,",
     "  a queue of 64 KiB. At rest: five nodes on one switch, every node watched for 30 s; wake-ups are context switches of all threads.",
 ];
