@@ -6,6 +6,8 @@
 //! the kernel ends every process and removes every namespace, cable, TAP and file. There is nothing to clean up, so
 //! nothing can be left behind.
 //!
+//! Beside the switch there are a path with a router in it ([`Routed`]) and a slow, lossy or narrow cable ([`Wire`]).
+//!
 //! Plain ip(8) and a bridge, not patchbay: its devices always hang off a router with addresses, a default route and an
 //! exchange, and a switch with nothing behind it is exactly the case to be shown here.
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]

@@ -13,7 +13,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netsim::netns::{self, Background, Capture, Lab, Laptop, Node, Pings, Place, demo, start, wait_for};
+use netsim::netns::bench::gauge::RoundTrips;
+use netsim::netns::wire::{Conditions, Wire};
+use netsim::netns::{self, Background, Capture, Lab, Laptop, Node, Pings, Place, Routed, demo, start, wait_for};
 
 /// Longest run of one test, seconds: the floods take half of it.
 const LIMIT: Duration = Duration::from_secs(150);
@@ -605,6 +607,40 @@ fn the_lab_itself_is_a_switch_without_internet() {
         thread::sleep(Duration::from_millis(500));
         let loss = pings.stop()?;
         ensure!((10..50).contains(&loss.longest), "an unplugged cable loses pings: {loss:?}");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_wire_is_as_slow_and_as_lossy_as_asked() {
+    in_lab(|lab| {
+        let perfect = Wire::new(lab, ["ada", "bob"], Conditions::PERFECT)?;
+        let times = RoundTrips::measure(&perfect.ends[0], perfect.ends[1].underlay, 200)?;
+        ensure!(times.percentile(0.5) < 0.005, "{} s on a perfect wire", times.percentile(0.5));
+        let slow = Conditions { delay: Duration::from_millis(10), loss: 0.2, seed: 1, ..Conditions::PERFECT };
+        let slow = Wire::new(lab, ["cyd", "dan"], slow)?;
+        let times = RoundTrips::measure(&slow.ends[0], slow.ends[1].underlay, 200)?;
+        let fastest = times.percentile(0.01);
+        ensure!((0.02..0.03).contains(&fastest), "{fastest} s on a wire of 20 ms there and back");
+        let (frames, lost) = (slow.counters().frames(), slow.counters().lost());
+        // Four hundred chances of one in five: 80, give or take 8.
+        ensure!((frames / 10..frames / 3).contains(&lost), "{lost} of {frames} lost, not one in five");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_router_lets_two_laptops_meet_who_share_no_network() {
+    in_lab(|lab| {
+        let path = Routed::new(lab, ["ada", "bob"], "router")?;
+        let [ada, bob] = &path.ends;
+        ada.found("party")?;
+        let first = ada.up()?;
+        // Made while ada runs, so it says where she is: nothing else could.
+        bob.join(&ada.invite(&[])?)?;
+        let second = bob.up()?;
+        second.wait_connected(1, MEET)?;
+        ping(bob, &first.ipv4().to_string())?;
         Ok(())
     });
 }

@@ -15,7 +15,6 @@ pub mod tunnel;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Stdio;
-use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::Duration;
 
@@ -296,8 +295,7 @@ fn prove(wire: &Wire) -> Result<()> {
     let times = RoundTrips::measure(&wire.ends[0], wire.ends[1].underlay, 500)?;
     let median = times.percentile(0.5);
     ensure!((round_trip..1.25 * round_trip).contains(&median), "the slow cable takes {median} s");
-    let counters = wire.counters();
-    let (frames, lost) = (counters.frames.load(Ordering::Relaxed), counters.lost.load(Ordering::Relaxed));
+    let (frames, lost) = (wire.counters().frames(), wire.counters().lost());
     let share = lost as f64 / frames.max(1) as f64;
     ensure!((0.5 * LOSSY.loss..2.0 * LOSSY.loss).contains(&share), "the lossy cable lost {lost} of {frames}");
     report::progress(&format!("the cable: {:.1} ms there and back, {lost} of {frames} frames lost", 1e3 * median));
@@ -316,10 +314,9 @@ fn narrow(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()>
     settle(&wire.ends)?;
     alternate(options, samples, &wire, |way, tunnel, samples| {
         let seconds = 2 * options.seconds();
-        let overflowed = || wire.counters().overflowed.load(Ordering::Relaxed);
-        let before = overflowed();
+        let before = wire.counters().overflowed();
         let tcp = gauge::tcp(&wire.ends[0], tunnel.target, 1, false, seconds)?;
-        let dropped = overflowed() - before;
+        let dropped = wire.counters().overflowed() - before;
         ensure!(way != Way::Raw || tcp.bits_per_second < 50e6, "the narrow cable carried {}", tcp.bits_per_second);
         let offer = NARROW_OFFER / 8.0 / 1400.0;
         let time = Duration::from_secs(u64::from(options.seconds()));

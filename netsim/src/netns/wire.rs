@@ -48,12 +48,26 @@ impl Conditions {
 /// What happened to the frames of both ways together.
 #[derive(Debug, Default)]
 pub struct Counters {
+    frames: AtomicU64,
+    lost: AtomicU64,
+    overflowed: AtomicU64,
+}
+
+impl Counters {
     /// That came in.
-    pub frames: AtomicU64,
+    pub fn frames(&self) -> u64 {
+        self.frames.load(Ordering::Relaxed)
+    }
+
     /// Lost by chance.
-    pub lost: AtomicU64,
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
     /// Dropped for want of room in the queue.
-    pub overflowed: AtomicU64,
+    pub fn overflowed(&self) -> u64 {
+        self.overflowed.load(Ordering::Relaxed)
+    }
 }
 
 /// The cable and its two laptops. Unplugged, and its threads ended, when dropped.

@@ -32,7 +32,16 @@ pub struct Tcp {
 /// # Errors
 /// When iperf3 fails, or says nothing.
 pub fn tcp(laptop: &Laptop, target: Ipv4Addr, streams: u32, back: bool, seconds: u32) -> Result<Tcp> {
-    let text = output(&mut iperf3(laptop, target, streams, back, seconds))?;
+    let mut tries = 10;
+    let text = loop {
+        let text = output(&mut iperf3(laptop, target, streams, back, seconds))?;
+        tries -= 1;
+        // The server still has what the run before left in the tunnel's queues.
+        if tries == 0 || !text.contains("the server is busy") {
+            break text;
+        }
+        thread::sleep(Duration::from_secs(1));
+    };
     let report: Value = serde_json::from_str(&text)?;
     let number = |value: &Value| value.as_f64().with_context(|| format!("iperf3 said {text}"));
     let bits_per_second = number(&report["end"]["sum_received"]["bits_per_second"])?;
