@@ -17,7 +17,9 @@ type Panel = (&'static str, fn(&Samples, Way) -> Option<f64>, fn(f64) -> String)
 
 const PANELS: [Panel; 2] = [
     ("TCP, one stream, both directions' mean", mean_tcp, |value| format!("{:.2} Gbit/s", value / 1e9)),
-    ("UDP, packets of 64 bytes a second with less than 1 % lost", small_packets, |value| format!("{value:.0}")),
+    ("UDP, packets of 64 bytes, a second, with less than 1 % lost", small_packets, |value| {
+        format!("{:.0} k", value / 1e3)
+    }),
 ];
 
 fn mean_tcp(samples: &Samples, way: Way) -> Option<f64> {
