@@ -22,7 +22,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::wire::Conditions;
 use super::{Lab, Laptop, Node, Routed, Wire, signal};
-use gauge::{Busy, RoundTrips, Watch};
+use gauge::{Busy, RoundTrips, Stream, Watch};
 use samples::{Metric, Samples, Way};
 use tunnel::Tunnel;
 
@@ -71,6 +71,8 @@ pub struct Options {
     pub quick: bool,
     /// What of it.
     pub parts: BTreeSet<Part>,
+    /// TCP's congestion control, if not the machine's own.
+    pub congestion: Option<String>,
     /// The folder that the results go to.
     pub out: PathBuf,
 }
@@ -81,8 +83,14 @@ impl Options {
     /// # Errors
     /// When one makes no sense.
     pub fn parse(words: &[&str]) -> Result<Self> {
-        let mut options =
-            Self { rounds: 3, peers: false, quick: false, parts: Part::ALL.into(), out: PathBuf::from("target/bench") };
+        let mut options = Self {
+            rounds: 3,
+            peers: false,
+            quick: false,
+            parts: Part::ALL.into(),
+            congestion: None,
+            out: PathBuf::from("target/bench"),
+        };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let mut value = || words.next().with_context(|| format!("{word} needs a value"));
@@ -91,6 +99,7 @@ impl Options {
                 "--peers" => options.peers = true,
                 "--quick" => options.quick = true,
                 "--only" => options.parts = value()?.split(',').map(part).collect::<Result<_>>()?,
+                "--congestion" => options.congestion = Some((*value()?).to_owned()),
                 "--out" => options.out = PathBuf::from(value()?),
                 other => anyhow::bail!("{other}: not an option of netsim bench"),
             }
@@ -106,6 +115,11 @@ impl Options {
 
     fn has(&self, part: Part) -> bool {
         self.parts.contains(&part)
+    }
+
+    /// One run of iperf3.
+    fn stream(&self, streams: u32, back: bool) -> Stream<'_> {
+        Stream { streams, back, seconds: self.seconds(), congestion: self.congestion.as_deref() }
     }
 
     /// One run of iperf3, seconds.
@@ -183,7 +197,7 @@ fn contestant(way: Way, path: &Routed, options: &Options, samples: &mut Samples)
         samples.add(way, Metric::RssIdle, highest(&tunnel.processes)?);
     }
     if way == Way::Control {
-        return tcp(way, from, &tunnel, options.seconds(), samples, &[(Metric::TcpThere, 1, false)]);
+        return tcp(way, from, &tunnel, options, samples, &[(Metric::TcpThere, 1, false)]);
     }
     let watch = Watch::start(&tunnel.processes);
     if options.has(Part::Ping) {
@@ -196,7 +210,7 @@ fn contestant(way: Way, path: &Routed, options: &Options, samples: &mut Samples)
             (Metric::Tcp4There, 4, false),
             (Metric::Tcp4Back, 4, true),
         ];
-        tcp(way, from, &tunnel, options.seconds(), samples, &runs)?;
+        tcp(way, from, &tunnel, options, samples, &runs)?;
     }
     if options.has(Part::Udp) {
         let step = Duration::from_millis(if options.quick { 300 } else { 1000 });
@@ -226,14 +240,14 @@ fn tcp(
     way: Way,
     from: &Laptop,
     tunnel: &Tunnel,
-    seconds: u32,
+    options: &Options,
     samples: &mut Samples,
     runs: &[(Metric, u32, bool)],
 ) -> Result<()> {
     for (metric, streams, back) in runs {
         let spent = || tunnel.processes.iter().map(|process| gauge::cpu_seconds(*process)).sum::<Result<f64>>();
         let before = spent()?;
-        let tcp = gauge::tcp(from, tunnel.target, *streams, *back, seconds)?;
+        let tcp = gauge::tcp(from, tunnel.target, options.stream(*streams, *back))?;
         let cpu = (spent()? - before) / (tcp.bytes / 1e9);
         samples.add(way, *metric, tcp.bits_per_second);
         if *streams == 1 && !tunnel.processes.is_empty() {
@@ -257,7 +271,7 @@ fn round_trips(way: Way, from: &Laptop, tunnel: &Tunnel, options: &Options, samp
     let idle = RoundTrips::measure(from, tunnel.target, idle_count)?;
     add(&idle, [Metric::IdleP50, Metric::IdleP99, Metric::IdleP999]);
     // Longer than the pings can take; it ends with them.
-    let mut stream = gauge::iperf3(from, tunnel.target, 1, false, 60);
+    let mut stream = gauge::iperf3(from, tunnel.target, Stream { seconds: 60, ..options.stream(1, false) });
     let mut stream = stream.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     thread::sleep(Duration::from_secs(1));
     let loaded = RoundTrips::measure(from, tunnel.target, loaded_count);
@@ -282,7 +296,9 @@ fn lossy(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()> 
     let seconds = if options.quick { 4 } else { 15 };
     prove(&wire)?;
     alternate(options, samples, &wire, |way, tunnel, samples| {
-        let tcp = gauge::tcp(&wire.ends[0], tunnel.target, LOSSY_STREAMS, false, seconds)?;
+        // A control that does not slow down for a loss would not show what one costs.
+        let stream = Stream { streams: LOSSY_STREAMS, back: false, seconds, congestion: Some("cubic") };
+        let tcp = gauge::tcp(&wire.ends[0], tunnel.target, stream)?;
         samples.add(way, Metric::TcpLossy, tcp.bits_per_second);
         report::progress(&format!("  {}: {:.2}", Metric::TcpLossy.label(), tcp.bits_per_second / 1e6));
         Ok(())
@@ -313,9 +329,9 @@ fn narrow(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()>
     let wire = Wire::new(lab, ["dog", "doe"], NARROW)?;
     settle(&wire.ends)?;
     alternate(options, samples, &wire, |way, tunnel, samples| {
-        let seconds = 2 * options.seconds();
+        let stream = Stream { seconds: 2 * options.seconds(), ..options.stream(1, false) };
         let before = wire.counters().overflowed();
-        let tcp = gauge::tcp(&wire.ends[0], tunnel.target, 1, false, seconds)?;
+        let tcp = gauge::tcp(&wire.ends[0], tunnel.target, stream)?;
         let dropped = wire.counters().overflowed() - before;
         ensure!(way != Way::Raw || tcp.bits_per_second < 50e6, "the narrow cable carried {}", tcp.bits_per_second);
         let offer = NARROW_OFFER / 8.0 / 1400.0;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::report::progress;
 use super::samples::percentile;
 use crate::netns::load::{self, Burst};
 use crate::netns::{Laptop, output};
@@ -27,22 +28,40 @@ pub struct Tcp {
     pub bytes: f64,
 }
 
-/// iperf3 from `laptop` to the server on `target`; `back` lets the server send.
+/// A run of iperf3.
+#[derive(Debug, Clone, Copy)]
+pub struct Stream<'a> {
+    /// How many at once.
+    pub streams: u32,
+    /// Whether the server sends.
+    pub back: bool,
+    /// How long, after a first second that does not count.
+    pub seconds: u32,
+    /// Congestion control; none is the machine's default. A namespace may not change that, but a socket its own.
+    pub congestion: Option<&'a str>,
+}
+
+/// iperf3 from `laptop` to the server on `target`.
 ///
 /// # Errors
 /// When iperf3 fails, or says nothing.
-pub fn tcp(laptop: &Laptop, target: Ipv4Addr, streams: u32, back: bool, seconds: u32) -> Result<Tcp> {
-    let mut tries = 10;
-    let text = loop {
-        let text = output(&mut iperf3(laptop, target, streams, back, seconds))?;
-        tries -= 1;
-        // The server still has what the run before left in the tunnel's queues.
-        if tries == 0 || !text.contains("the server is busy") {
-            break text;
+pub fn tcp(laptop: &Laptop, target: Ipv4Addr, stream: Stream<'_>) -> Result<Tcp> {
+    let mut tries = 5;
+    let (text, report) = loop {
+        let run = iperf3(laptop, target, stream).output()?;
+        let text = String::from_utf8_lossy(&run.stdout).into_owned();
+        let report: Value = serde_json::from_str(&text).unwrap_or_default();
+        let complaint = report["error"].as_str();
+        if complaint.is_none() && run.status.success() {
+            break (text, report);
         }
+        let complaint = complaint.unwrap_or("it failed");
+        tries -= 1;
+        ensure!(tries > 0, "iperf3 to {target}: {complaint}");
+        // Usually "the server is busy": it still has what the run before left in the tunnel's queues.
+        progress(&format!("  iperf3 again: {complaint}"));
         thread::sleep(Duration::from_secs(1));
     };
-    let report: Value = serde_json::from_str(&text)?;
     let number = |value: &Value| value.as_f64().with_context(|| format!("iperf3 said {text}"));
     let bits_per_second = number(&report["end"]["sum_received"]["bits_per_second"])?;
     let intervals = report["intervals"].as_array().context("no intervals")?;
@@ -51,15 +70,14 @@ pub fn tcp(laptop: &Laptop, target: Ipv4Addr, streams: u32, back: bool, seconds:
 }
 
 /// The same, to be run.
-pub fn iperf3(laptop: &Laptop, target: Ipv4Addr, streams: u32, back: bool, seconds: u32) -> Command {
+pub fn iperf3(laptop: &Laptop, target: Ipv4Addr, stream: Stream<'_>) -> Command {
+    let Stream { streams, back, seconds, congestion } = stream;
     let mut command = laptop.command("timeout");
     command.arg((seconds + 15).to_string()).args(["iperf3", "--json", "--omit", "1", "--connect-timeout", "3000"]);
     command.args(["--client", &target.to_string(), "--time", &seconds.to_string()]);
-    // Linux's own, whatever this machine's default is; a namespace may not change its default to it.
-    command.args(["--parallel", &streams.to_string(), "--congestion", "cubic"]);
-    if back {
-        command.arg("--reverse");
-    }
+    command.args(["--parallel", &streams.to_string()]);
+    command.args(back.then_some("--reverse"));
+    command.args(congestion.into_iter().flat_map(|name| ["--congestion", name]));
     command
 }
 

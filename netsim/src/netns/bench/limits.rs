@@ -46,6 +46,8 @@ impl Limit {
     pub fn show(&self) -> String {
         match self.value {
             Some(value) if value.is_infinite() => "lost".to_owned(),
+            // A ratio, to the digit that decides.
+            Some(value) if self.unit.is_empty() => format!("{value:.3}"),
             Some(value) => format!("{value:.2}{}", self.unit),
             None => "-".to_owned(),
         }

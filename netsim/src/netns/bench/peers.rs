@@ -146,11 +146,12 @@ fn fastd(ends: &[Laptop; 2]) -> Result<Vec<Background>> {
         keys.push((key("Secret:").context("no secret key")?, key("Public:").context("no public key")?));
     }
     for (end, laptop) in ends.iter().enumerate() {
-        let (other, remote) = (&keys[OTHER[end]].1, ends[OTHER[end]].underlay);
-        let secret = &keys[end].0;
+        let (other, secret) = (&keys[OTHER[end]].1, &keys[end].0);
+        // Only the first calls: two handshakes at once may leave each side with a session the other has dropped.
+        let remote = if end == 0 { format!("remote ipv4 {}:10000;", ends[1].underlay) } else { String::new() };
         let configuration = format!(
             "mode tap; interface \"fastd0\"; method \"salsa2012+umac\"; mtu 1426; bind any:10000; secret \"{secret}\";\n\
-             peer \"other\" {{ key \"{other}\"; remote ipv4 {remote}:10000; }}\n"
+             peer \"other\" {{ key \"{other}\"; {remote} }}\n"
         );
         fs::write(folder(laptop, "fastd")?.join("fastd.conf"), configuration)?;
     }

@@ -21,7 +21,7 @@ pub fn progress(line: &str) {
 /// # Errors
 /// When it cannot be written.
 pub fn write(samples: &Samples, options: &Options, took: Duration) -> Result<()> {
-    let machine = Machine::this();
+    let machine = Machine::this(options);
     let text = markdown(samples, options, &machine, took);
     println!("\n{text}");
     fs::create_dir_all(&options.out)?;
@@ -38,12 +38,14 @@ struct Machine {
     kernel: String,
     cpu: String,
     cores: usize,
+    congestion: String,
     commit: String,
     date: String,
 }
 
 impl Machine {
-    fn this() -> Self {
+    fn this(options: &Options) -> Self {
+        let default = || fs::read_to_string("/proc/sys/net/ipv4/tcp_congestion_control").unwrap_or_default();
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim().to_owned();
         let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
         let cpu = cpus.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
@@ -52,6 +54,7 @@ impl Machine {
             kernel,
             cpu: cpu.map_or("unknown", |(_, name)| name).trim().to_owned(),
             cores: std::thread::available_parallelism().map_or(0, usize::from),
+            congestion: options.congestion.clone().unwrap_or_else(default).trim().to_owned(),
             commit: told("BENCH_COMMIT"),
             date: told("BENCH_DATE"),
         }
@@ -70,6 +73,7 @@ fn results(samples: &Samples, options: &Options, machine: &Machine, took: Durati
         "kernel": machine.kernel,
         "cpu": machine.cpu,
         "cores": machine.cores,
+        "congestion": machine.congestion,
         "rounds": options.rounds,
         "quick": options.quick,
         "seconds": took.as_secs(),
@@ -82,11 +86,11 @@ fn results(samples: &Samples, options: &Options, machine: &Machine, took: Durati
 fn markdown(samples: &Samples, options: &Options, machine: &Machine, took: Duration) -> String {
     let mut text = String::new();
     let mut line = |line: &str| writeln!(text, "{line}").expect("a String takes everything");
-    let Machine { kernel, cpu, cores, commit, date } = machine;
+    let Machine { kernel, cpu, cores, congestion, commit, date } = machine;
     line("# Benchmark");
     line("");
     line(&format!(
-        "{date}, commit {commit}, Linux {kernel}, {cores} cores of {cpu}; {} rounds, {} min.",
+        "{date}, commit {commit}, Linux {kernel}, {cores} cores of {cpu}, TCP with {congestion}; {} rounds, {} min.",
         options.rounds,
         took.as_secs().div_ceil(60)
     ));
@@ -185,7 +189,7 @@ fn cell(samples: &Samples, way: Way, metric: Metric) -> String {
 const EXPLANATION: [&str; 8] = [
     "- Everything runs on one machine: both laptops (network namespaces), the router between them, iperf3 and the tunnels share",
     "  its cores; nothing is pinned. So figures are ratios, not records. Rounds are interleaved, the bare path comes first and again last.",
-    "- TCP is iperf3 with cubic, the first second left out. CPU is user and system time of both nodes' processes for 10^9 bytes of one stream.",
+    "- TCP is iperf3 with the congestion control named above, on the lossy path with cubic, the first second left out. CPU is user and system time of both nodes' processes for 10^9 bytes of one stream.",
     "- A UDP packet of 64 or 1400 bytes is an IPv4 packet, headers and all: 1400 fits every tunnel uncut. The rate is the highest found of which",
     "  less than 1 % is lost, by our own generator (`netsim load`): unpaced, then a search of six steps.",
     "- Ping: 2000 at rest, 1000 beside one full-rate TCP stream in the same direction; what was not answered counts as infinitely late.",
