@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::net::Ipv4Addr;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -183,15 +184,21 @@ impl Busy {
     pub fn read(process: u32) -> Result<Self> {
         let mut busy = Self { switches: 0.0, cpu: 0.0 };
         for task in fs::read_dir(format!("/proc/{process}/task"))? {
-            let task = task?.path();
-            let path = task.join("status").display().to_string();
-            busy.switches += status(&path, "voluntary_ctxt_switches:")? + status(&path, "nonvoluntary_ctxt_switches:")?;
-            let schedule = fs::read_to_string(task.join("schedstat"))?;
-            let on_cpu = schedule.split_whitespace().next().context("an empty schedstat")?;
-            busy.cpu += on_cpu.parse::<f64>()? / 1e9;
+            // A thread that has just ended is no longer busy.
+            let Ok(thread) = Self::of_thread(&task?.path()) else { continue };
+            busy.switches += thread.switches;
+            busy.cpu += thread.cpu;
         }
         ensure!(busy.switches > 0.0, "process {process} has no threads");
         Ok(busy)
+    }
+
+    fn of_thread(task: &Path) -> Result<Self> {
+        let path = task.join("status").display().to_string();
+        let switches = status(&path, "voluntary_ctxt_switches:")? + status(&path, "nonvoluntary_ctxt_switches:")?;
+        let schedule = fs::read_to_string(task.join("schedstat"))?;
+        let on_cpu = schedule.split_whitespace().next().context("an empty schedstat")?;
+        Ok(Self { switches, cpu: on_cpu.parse::<f64>()? / 1e9 })
     }
 }
 
