@@ -81,7 +81,7 @@ pub struct Common {
     pub fib: Arc<ArcSwap<Fib>>,
     /// Where punts and notices go.
     pub to_control: mpsc::Sender<FromLane>,
-    /// Whether threads look for work for [`BUSY_POLL`] before they sleep.
+    /// Whether threads look for work for 20 ms before they sleep.
     pub busy_poll: bool,
 }
 
