@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use netsim::netns::bench::{self, Options};
 use netsim::netns::load::{self, Sender};
-use netsim::netns::{self, Lab, Place, attack, demo, start};
+use netsim::netns::{self, Lab, Place, attack, checked, demo, soak, start};
 
 const USAGE: &str = "\
 usage: netsim demo               five laptops on one switch without Internet
@@ -23,6 +23,8 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim load search TARGET BYTES MILLISECONDS
        netsim load send TARGET BYTES MILLISECONDS RATE
                                  inside the lab only: UDP packets, and how many arrive
+       netsim checked …          inside the lab only: loads of which every byte is checked
+       netsim soak [--minutes N] full load in both directions for N (10) minutes: leaks, stalls, rekeys
 
 The meshd beside this binary is run, or the one that MESHD_BIN names.";
 
@@ -66,6 +68,12 @@ fn work() -> Result<ExitCode> {
             println!("{}", sender.burst(Some(rate.parse()?), milliseconds(time)?)?.to_json());
             Ok(ExitCode::SUCCESS)
         }
+        ["checked", rest @ ..] => {
+            println!("{}", checked::act(rest)?);
+            Ok(ExitCode::SUCCESS)
+        }
+        ["soak"] => soak(&arguments, 10),
+        ["soak", "--minutes", minutes] => soak(&arguments, minutes.parse::<u32>().context("--minutes N")?.max(1)),
         _ => bail!("{USAGE}"),
     }
 }
@@ -81,6 +89,11 @@ fn lan(arguments: &[OsString], runs: usize) -> Result<ExitCode> {
         println!("{times}");
         Ok(())
     })
+}
+
+fn soak(arguments: &[OsString], minutes: u32) -> Result<ExitCode> {
+    let limit = Duration::from_secs(60 + 60 * u64::from(minutes));
+    inside(arguments, limit, |lab| soak::run(lab, minutes))
 }
 
 fn inside(arguments: &[OsString], limit: Duration, work: impl FnOnce(&mut Lab) -> Result<()>) -> Result<ExitCode> {

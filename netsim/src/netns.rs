@@ -14,11 +14,18 @@
 
 pub mod attack;
 pub mod bench;
+pub mod bridged;
+pub mod checked;
 pub mod demo;
+pub mod frames;
+pub mod iperf3;
 pub mod load;
 pub mod measure;
 pub mod routed;
+pub mod soak;
 pub mod start;
+pub mod trial;
+pub mod vlan;
 pub mod wire;
 
 use std::ffi::OsStr;
@@ -33,6 +40,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
+pub use bridged::Bridged;
 pub use measure::{Capture, Pings};
 pub use routed::Routed;
 pub use wire::Wire;
@@ -305,7 +313,15 @@ impl Laptop {
     /// # Errors
     /// When it does not come up within 10 s; the error has the end of its log.
     pub fn up(&self) -> Result<Node> {
-        let mut node = self.start(&mut self.meshd_command(&["up"]))?;
+        self.up_with(&[])
+    }
+
+    /// The same with more `options`.
+    ///
+    /// # Errors
+    /// As [`Laptop::up`].
+    pub fn up_with(&self, options: &[&str]) -> Result<Node> {
+        let mut node = self.start(&mut self.meshd_command(&[&["up"], options].concat()))?;
         node.wait_ready()?;
         Ok(node)
     }
@@ -515,6 +531,14 @@ impl Background {
     /// Its process.
     pub fn process(&self) -> u32 {
         self.0.id()
+    }
+
+    /// Waits until it ends by itself.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        Ok(self.0.wait()?)
     }
 }
 

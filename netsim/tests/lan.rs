@@ -1,103 +1,19 @@
 //! The real binary on one switch without Internet: laptops in namespaces, with the kernel's own tools as judges.
 //!
 //! Each test runs itself again in private namespaces (see `netsim::netns`), so nothing it does reaches this machine, and
-//! whatever happens nothing is left of it. Where that is impossible it says `SKIPPED: …`; with MESHD_REQUIRE_LAB=1 it
-//! fails instead.
+//! whatever happens nothing is left of it.
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use netsim::netns::bench::gauge::RoundTrips;
+use netsim::netns::trial::{MEET, figure, in_lab, party, skip};
 use netsim::netns::wire::{Conditions, Wire};
-use netsim::netns::{self, Background, Capture, Lab, Laptop, Node, Pings, Place, Routed, demo, start, wait_for};
-
-/// Longest run of one test, seconds: the floods take half of it.
-const LIMIT: Duration = Duration::from_secs(150);
-
-/// Laptops on a switch find each other well within this.
-const MEET: Duration = Duration::from_secs(15);
-
-/// One lab at a time: two cores cannot flood one node and measure another's start.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-
-/// Runs `body` in a lab of its own. The test's name is read off the closure's type.
-fn in_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
-    let path = std::any::type_name::<F>();
-    let name = path.rsplit("::").find(|part| !part.starts_with('{')).expect("a test function has a name");
-    match netns::place(&["--exact", name, "--nocapture", "--test-threads=1"]).expect("our own program") {
-        Place::Inside => {
-            let mut lab = Lab::new(binary(), LIMIT).expect("a lab");
-            if let Err(error) = body(&mut lab) {
-                panic!("{error:?}");
-            }
-        }
-        Place::Outside(mut command) => {
-            let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-            let output = command.output().expect("unshare(1)");
-            let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
-            for line in text.lines() {
-                if let Some(value) = line.strip_prefix(FIGURE) {
-                    say(&format!("{name}: {value}"));
-                } else if line.starts_with(SKIPPED) {
-                    say(line);
-                }
-            }
-            assert!(output.status.success(), "{}\n{text}", output.status);
-        }
-        Place::Impossible(reason) => {
-            assert!(std::env::var_os("MESHD_REQUIRE_LAB").is_none(), "must not be skipped here: {reason}");
-            skip(name, &reason);
-        }
-    }
-}
-
-fn skip(name: &str, reason: &str) {
-    say(&format!("{SKIPPED}{name}: {reason}"));
-    if let Some(list) = std::env::var_os("MESHD_SKIPS") {
-        let mut list = fs::File::options().append(true).open(list).expect("the list of skipped tests");
-        writeln!(list, "{name}: {reason}").expect("the list of skipped tests");
-    }
-}
-
-const FIGURE: &str = "figure: ";
-const SKIPPED: &str = "SKIPPED: ";
-
-/// A measured value: shown even when the test passes.
-fn figure(text: &str) {
-    say(&format!("{FIGURE}{text}"));
-}
-
-/// Past libtest, which keeps what a passing test prints.
-fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
-}
-
-/// The meshd beside this test: target/debug/meshd.
-fn binary() -> PathBuf {
-    let beside =
-        || std::env::current_exe().expect("our own path").ancestors().nth(2).expect("target/debug").join("meshd");
-    std::env::var_os("MESHD_BIN").map_or_else(beside, PathBuf::from)
-}
-
-/// Laptops that have founded, joined, started and met.
-fn party<const N: usize>(lab: &mut Lab, names: [&str; N]) -> Result<([Laptop; N], Vec<Node>, String)> {
-    let laptops = lab.laptops(names)?;
-    let invite = laptops[0].found("party")?;
-    for laptop in &laptops[1..] {
-        laptop.join(&invite)?;
-    }
-    let nodes = laptops.iter().map(Laptop::up).collect::<Result<Vec<_>>>()?;
-    for node in &nodes {
-        node.wait_connected(N as u64 - 1, MEET)?;
-    }
-    Ok((laptops, nodes, invite))
-}
+use netsim::netns::{Background, Capture, Laptop, Node, Pings, Routed, demo, start, wait_for};
 
 fn ping(laptop: &Laptop, arguments: &str) -> Result<String> {
     laptop.run(&format!("ping -n -c 3 -i 0.1 -W 2 {arguments}"))
@@ -106,7 +22,7 @@ fn ping(laptop: &Laptop, arguments: &str) -> Result<String> {
 #[test]
 fn arp_and_neighbour_discovery_resolve_and_both_families_ping() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let bob = laptops[1].ask(&["status"])?;
         let (ipv6, mac) = (bob["ipv6"].as_str().context("ipv6")?, bob["mac"].as_str().context("mac")?);
         let device = nodes[0].device();
@@ -129,7 +45,7 @@ fn arp_and_neighbour_discovery_resolve_and_both_families_ping() {
 #[test]
 fn broadcast_and_multicast_reach_every_laptop() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob", "cyd"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob", "cyd"], &[])?;
         for laptop in &laptops {
             laptop.run("sysctl -qw net.ipv4.icmp_echo_ignore_broadcasts=0")?;
         }
@@ -162,7 +78,7 @@ fn broadcast_and_multicast_reach_every_laptop() {
 #[test]
 fn frames_of_1500_bytes_and_vlan_tags_pass_uncut() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let mtu = laptops[0].run(&format!("cat /sys/class/net/{}/mtu", nodes[0].device()))?;
         ensure!(mtu == "1500", "the TAP's MTU is {mtu}");
         ping(&laptops[0], &format!("-M do -s 1472 {}", nodes[1].ipv4()))?;
@@ -210,7 +126,7 @@ fn send_tagged(from: &Node, to: &Node, count: usize) -> Result<()> {
 #[test]
 fn a_laptop_clones_from_another_and_iperf3_runs() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let (head, _daemon) = demo::serve_git(&nodes[0])?;
         demo::clone(&laptops[1], &nodes[0], &head)?;
 
@@ -229,7 +145,7 @@ fn a_laptop_clones_from_another_and_iperf3_runs() {
 #[test]
 fn dhcp_works_over_the_mesh() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let (here, there) = (nodes[0].device(), nodes[1].device());
         laptops[0].run(&format!("ip addr add 172.31.7.1/24 dev {here}"))?;
         let lease = laptops[0].dir.join("leases");
@@ -252,7 +168,7 @@ fn dhcp_works_over_the_mesh() {
 #[test]
 fn killing_any_one_of_five_costs_the_others_no_ping() {
     in_lab(|lab| {
-        let (laptops, mut nodes, _) = party(lab, ["ada", "bob", "cyd", "dan", "eve"])?;
+        let (laptops, mut nodes, _) = party(lab, ["ada", "bob", "cyd", "dan", "eve"], &[])?;
         let mut slowest = Duration::ZERO;
         for victim in 0..5 {
             let others: Vec<usize> = (0..5).filter(|&index| index != victim).collect();
@@ -294,7 +210,7 @@ fn killing_any_one_of_five_costs_the_others_no_ping() {
 #[test]
 fn the_last_one_standing_still_accepts_a_newcomer() {
     in_lab(|lab| {
-        let (laptops, mut nodes, invite) = party(lab, ["ada", "bob", "cyd", "dan", "eve"])?;
+        let (laptops, mut nodes, invite) = party(lab, ["ada", "bob", "cyd", "dan", "eve"], &[])?;
         for node in &mut nodes[..4] {
             node.kill9()?;
             thread::sleep(Duration::from_millis(300));
@@ -322,7 +238,7 @@ fn from_up_to_the_first_ping_takes_at_most_a_second_and_a_half() {
 #[test]
 fn strangers_are_refused_told_nothing_and_counted() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         // An invite made while ada runs names her as a contact, so that a stranger knows where to knock.
         let invite = laptops[0].invite(&["--uses", "0"])?;
         let [sam, tom, una] = lab.laptops(["sam", "tom", "una"])?;
@@ -413,7 +329,7 @@ const FLOOD_RATE: u64 = 12_000;
 #[test]
 fn a_flood_of_garbage_costs_no_memory_and_no_pings() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let mallory = lab.laptop("mallory")?;
         let target = udp_endpoint(&nodes[0])?;
         under_flood("garbage", &laptops, &nodes, || {
@@ -425,7 +341,7 @@ fn a_flood_of_garbage_costs_no_memory_and_no_pings() {
 #[test]
 fn a_flood_of_spoofed_initiations_costs_no_memory_and_no_pings() {
     in_lab(|lab| {
-        let (laptops, nodes, invite) = party(lab, ["ada", "bob"])?;
+        let (laptops, nodes, invite) = party(lab, ["ada", "bob"], &[])?;
         let [cyd, mallory] = lab.laptops(["cyd", "mallory"])?;
         let target = udp_endpoint(&nodes[0])?;
 
@@ -505,7 +421,7 @@ fn under_flood(what: &str, laptops: &[Laptop], nodes: &[Node], flood: impl FnOnc
 #[test]
 fn sigterm_says_goodbye_and_removes_the_tap() {
     in_lab(|lab| {
-        let (laptops, mut nodes, _) = party(lab, ["ada", "bob"])?;
+        let (laptops, mut nodes, _) = party(lab, ["ada", "bob"], &[])?;
         let device = nodes[1].device().to_owned();
         laptops[1].run(&format!("ip link show {device}"))?;
         let begun = Instant::now();
@@ -569,7 +485,7 @@ fn as_nobody(laptop: &Laptop, command: &std::process::Command) -> std::process::
 #[test]
 fn cables_are_pulled_and_plugged() {
     in_lab(|lab| {
-        let (laptops, nodes, _) = party(lab, ["ada", "bob", "cyd"])?;
+        let (laptops, nodes, _) = party(lab, ["ada", "bob", "cyd"], &[])?;
         let mut worst = Duration::ZERO;
         // Shorter than a session's patience, and longer.
         for out in [2, 12] {

@@ -1,0 +1,92 @@
+//! iperf3 between two laptops, and what it says.
+
+use std::net::IpAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use serde_json::Value;
+
+use super::{Background, Laptop, output, wait_for};
+
+/// Starts a server for any number of runs; returns when it listens.
+///
+/// # Errors
+/// When it does not.
+pub fn serve(laptop: &Laptop, port: u16) -> Result<Background> {
+    let server = Background::start(laptop.command("iperf3").args(["--server", "--port", &port.to_string()]))?;
+    wait_for("iperf3 listens", Duration::from_secs(5), || Ok(laptop.run("ss -ltn")?.contains(&format!(":{port} "))))?;
+    Ok(server)
+}
+
+/// A client, to be run: `options` are words between spaces. It ends after `limit` seconds, whatever happens.
+pub fn client(laptop: &Laptop, target: IpAddr, limit: u64, options: &str) -> Command {
+    let mut command = laptop.command("timeout");
+    command.arg(limit.to_string()).args(["iperf3", "--json", "--connect-timeout", "5000"]);
+    command.args(["--client", &target.to_string()]).args(options.split_whitespace());
+    command
+}
+
+/// Runs a client to the server at `target`, for at most half a minute.
+///
+/// # Errors
+/// When it fails, or says nothing.
+pub fn run(laptop: &Laptop, target: IpAddr, options: &str) -> Result<Report> {
+    Report::of(&output(&mut client(laptop, target, 30, options)).with_context(|| format!("iperf3 {options}"))?)
+}
+
+/// What a client said.
+#[derive(Debug)]
+pub struct Report(Value);
+
+impl Report {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of(text: &str) -> Result<Self> {
+        Ok(Self(serde_json::from_str(text).with_context(|| format!("iperf3 said {text}"))?))
+    }
+
+    /// Received a second, bits; of UDP what was sent less what was lost.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn received(&self) -> Result<f64> {
+        let end = &self.0["end"];
+        if let Some(rate) = end["sum_received"]["bits_per_second"].as_f64() {
+            return Ok(rate);
+        }
+        let rate = end["sum"]["bits_per_second"].as_f64().with_context(|| format!("no rate in {}", self.0))?;
+        Ok(rate * (1.0 - self.lost()?))
+    }
+
+    /// Of UDP: lost for each sent.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub fn lost(&self) -> Result<f64> {
+        let percent = self.0["end"]["sum"]["lost_percent"].as_f64();
+        Ok(percent.with_context(|| format!("no loss in {}", self.0))? / 100.0)
+    }
+
+    /// Bits a second in each whole interval.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn intervals(&self) -> Result<Vec<f64>> {
+        let intervals = self.0["intervals"].as_array().context("no intervals")?;
+        // The last one may be a remainder of milliseconds.
+        let longest = intervals.iter().filter_map(|one| one["sum"]["seconds"].as_f64()).fold(0.0, f64::max);
+        let rate = |one: &Value| {
+            let whole = one["sum"]["seconds"].as_f64()? > 0.9 * longest;
+            whole.then(|| one["sum"]["bits_per_second"].as_f64()).flatten()
+        };
+        Ok(intervals.iter().filter_map(rate).collect())
+    }
+
+    /// Segments sent again, by the sender.
+    pub fn retransmits(&self) -> Option<u64> {
+        self.0["end"]["sum_sent"]["retransmits"].as_u64()
+    }
+}
