@@ -5,6 +5,7 @@
 //! is to be right has no threshold.
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::thread;
@@ -251,11 +252,30 @@ fn four_lanes_reorder_no_flow() {
     in_lab(|lab| no_reordering(lab, "4"));
 }
 
+/// Gives each thread of the lanes of `node` a core for itself: a thread that the kernel moves while datagrams of it wait in the
+/// backlog of its old core overtakes them, which is the kernel's doing and not ours.
+fn pin(node: &Node) -> Result<()> {
+    let cores = thread::available_parallelism()?.get();
+    for task in fs::read_dir(format!("/proc/{}/task", node.process()))? {
+        let task = task?;
+        let name = fs::read_to_string(task.path().join("comm"))?;
+        let Some((_, lane)) = name.trim().split_once("gress/") else { continue };
+        let (core, id) = (lane.parse::<usize>()? % cores, task.file_name());
+        node.laptop().run(&format!("taskset --pid --cpu-list {core} {}", id.display()))?;
+    }
+    Ok(())
+}
+
 /// Flows each way, of these packet sizes: some share datagrams, some fill them.
 const FLOWS: [&str; 4] = ["64", "1400", "300", "900"];
 
 fn no_reordering(lab: &mut Lab, lanes: &str) -> Result<()> {
     let (laptops, nodes, _) = party(lab, ["ada", "bob"], &["--lanes", lanes])?;
+    for (node, peer) in nodes.iter().zip(nodes.iter().rev()) {
+        pin(node)?;
+        // What the kernel kept until the neighbour answered, it sends beside what comes after.
+        reach(node.laptop(), peer.ipv4().into())?;
+    }
     let mut running = Vec::new();
     for node in &nodes {
         for port in (PORT..).take(FLOWS.len()) {
@@ -346,9 +366,9 @@ fn congestion_is_marked_outside_and_felt_inside() {
         ensure!(capable > 20, "only {capable} datagrams say ECT(0)");
         ensure!(inside("InECT0Pkts")? > 20 && inside("InCEPkts")? == 0, "nobody has marked anything yet");
 
-        path.router.run("nft add table inet queue")?;
-        path.router.run("nft add chain inet queue forward { type filter hook forward priority 0 ; }")?;
-        path.router.run("nft add rule inet queue forward meta l4proto udp ip ecn ect0 counter ip ecn set ce")?;
+        path.router.run("nft add table inet marks")?;
+        path.router.run("nft add chain inet marks forward { type filter hook forward priority 0 ; }")?;
+        path.router.run("nft add rule inet marks forward meta l4proto udp ip ecn ect0 counter ip ecn set ce")?;
         run(1)?;
         let (marked, felt) = (inside("InCEPkts")?, counter(&stations[0], "TcpExt", "TCPDeliveredCE")?);
         figure(&format!("CE inside: {marked} packets; the sender was told of {felt}"));

@@ -23,6 +23,7 @@ const MAGIC: u32 = 0xa1b2_c3d4;
 pub struct Arrivals {
     tcpdump: Background,
     file: PathBuf,
+    log: PathBuf,
 }
 
 impl Arrivals {
@@ -38,23 +39,26 @@ impl Arrivals {
         let mut tcpdump = laptop.command("tcpdump");
         // All of each frame; 32 MiB bridge a second in which tcpdump does not run.
         tcpdump.args(["-i", interface, "-Q", "in", "-s", "0", "-B", "32768", "-U", "-Z", "root", "-w"]);
-        let tcpdump = Background::start(tcpdump.arg(&file))?;
+        let log = laptop.dir.join("tcpdump.log");
+        let tcpdump = Background::logged(tcpdump.arg(&file), &log)?;
         // The header is written when it listens.
         let listens = || Ok(fs::metadata(&file).is_ok_and(|file| file.len() >= FILE_HEADER as u64));
         wait_for("tcpdump listens", Duration::from_secs(5), listens)?;
-        Ok(Self { tcpdump, file })
+        Ok(Self { tcpdump, file, log })
     }
 
     /// Stops, and returns the frames.
     ///
     /// # Errors
-    /// When tcpdump has written nonsense.
+    /// When tcpdump has missed a frame, or written nonsense.
     #[expect(clippy::disallowed_methods, reason = "the last frames are on their way through the kernel")]
     pub fn stop(self) -> Result<Vec<Vec<u8>>> {
         thread::sleep(Duration::from_millis(300));
         signal("INT", self.tcpdump.process())?;
-        let Self { mut tcpdump, file } = self;
+        let Self { mut tcpdump, file, log } = self;
         tcpdump.wait()?;
+        let said = fs::read_to_string(log)?;
+        ensure!(said.contains("\n0 packets dropped by kernel"), "not everything was seen: {said}");
         read(&fs::read(file)?)
     }
 }

@@ -26,6 +26,10 @@ const VNET: usize = 10;
 const VNET_HEADERS: usize = 2;
 const VNET_CHECKSUM_START: usize = 6;
 
+/// Frames that wait for a thread of ours: what TCP may have on its way (6 MB), cut into full frames, so that none is lost for
+/// want of room.
+const QUEUE: usize = 5000;
+
 /// The longest superframe with both headers and the tag.
 const LONGEST: usize = VNET + (1 << 16) + 64;
 
@@ -56,6 +60,7 @@ impl Vlan {
                 .with_context(|| format!("a TAP {name}"))?;
             run(&format!("ip link set {name} netns {}", laptop.name))?;
             laptop.run(&format!("sysctl -qw net.ipv6.conf.{name}.disable_ipv6=1"))?;
+            laptop.run(&format!("ip link set {name} txqueuelen {QUEUE}"))?;
             Ok(Arc::new(built))
         });
         let (inner, trunk, head) = (inner?, trunk?, if superframes { VNET } else { 0 });
@@ -134,7 +139,6 @@ fn shift(header: &mut [u8], by: u16) {
     };
     add(VNET_HEADERS);
     add(VNET_CHECKSUM_START);
-
 }
 
 #[cfg(test)]
