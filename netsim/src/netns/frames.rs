@@ -18,6 +18,9 @@ const FRAME_HEADER: usize = 16;
 /// The magic number of a file with microseconds, of a machine like ours.
 const MAGIC: u32 = 0xa1b2_c3d4;
 
+/// No more is coming if nothing came for so long.
+const QUIET: Duration = Duration::from_millis(500);
+
 /// A tcpdump that writes what comes in to a file.
 #[derive(Debug)]
 pub struct Arrivals {
@@ -53,7 +56,13 @@ impl Arrivals {
     /// When tcpdump has missed a frame, or written nonsense.
     #[expect(clippy::disallowed_methods, reason = "the last frames are on their way through the kernel")]
     pub fn stop(self) -> Result<Vec<Vec<u8>>> {
-        thread::sleep(Duration::from_millis(300));
+        // What tcpdump has not fetched when it is stopped, it forgets without a word.
+        let mut written = 0;
+        wait_for("tcpdump has written everything", Duration::from_secs(10), || {
+            thread::sleep(QUIET);
+            let before = std::mem::replace(&mut written, fs::metadata(&self.file)?.len());
+            Ok(before == written)
+        })?;
         signal("INT", self.tcpdump.process())?;
         let Self { mut tcpdump, file, log } = self;
         tcpdump.wait()?;
