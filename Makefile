@@ -1,6 +1,6 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab bench fuzz seeds micro instructions image setup
+.PHONY: help demo test check sim lab bench soak fuzz seeds micro instructions image setup
 
 help: ## this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -26,6 +26,10 @@ lab: ## the real world: the real binary in network namespaces
 
 bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle CONGESTION=cubic OUT=target/bench
 	scripts/bench
+
+soak: ## full load for MINUTES (10) minutes: nothing may grow, stall or get lost
+	cargo build --quiet --release --workspace --all-features --bins
+	target/release/netsim soak --minutes $(or $(MINUTES),10)
 
 fuzz: ## each fuzz target for FUZZ_SECONDS (60) seconds
 	scripts/fuzz

@@ -86,7 +86,7 @@ impl Tally {
         json!({ "received": received, "next": next, "wrong": wrong, "late": late, "merged": merged })
     }
 
-    fn of_json(text: &[u8]) -> Option<Self> {
+    pub(super) fn of_json(text: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(text).ok()?;
         let number = |field: &str| value[field].as_u64();
         Some(Self {
