@@ -352,8 +352,10 @@ fn head(bytes: &mut [u8], kind: u8, number: u64) {
 /// Makes it datagram `number`.
 fn fill(bytes: &mut [u8], number: u64) {
     let Some((header, rest)) = bytes.split_at_mut_checked(HEADER) else { return };
+    // Every bit of the number has its say (Knuth's multiplicative hash).
+    let mixed = (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8;
     for (at, byte) in rest.iter_mut().enumerate() {
-        *byte = ((at ^ at >> 8) as u8).wrapping_add((number as u8).wrapping_mul(37));
+        *byte = ((at ^ at >> 8) as u8).wrapping_add(mixed);
     }
     head(header, DATA, number);
     header[1..3].copy_from_slice(&((HEADER + rest.len()) as u16).to_be_bytes());
@@ -456,8 +458,11 @@ mod tests {
             tally.take(&bad);
             assert_eq!(tally.wrong, 1, "byte {at}");
         }
-        tally.take(&datagram(3, 600)[..599]);
-        assert_eq!(tally.wrong, 1, "cut short");
+        for cut in [0, HEADER - 1, HEADER, 599] {
+            let mut tally = Tally::default();
+            tally.take(&datagram(3, 600)[..cut]);
+            assert_eq!(tally.wrong, 1, "cut to {cut}");
+        }
     }
 
     #[test]

@@ -32,7 +32,10 @@ pub fn client(laptop: &Laptop, target: IpAddr, limit: u64, options: &str) -> Com
 /// # Errors
 /// When it fails, or says nothing.
 pub fn run(laptop: &Laptop, target: IpAddr, options: &str) -> Result<Report> {
-    Report::of(&output(&mut client(laptop, target, 30, options)).with_context(|| format!("iperf3 {options}"))?)
+    // A connection that hangs shows where: its queues, windows and timers.
+    let sockets = || laptop.run("ss -tinoH").unwrap_or_default();
+    let text = output(&mut client(laptop, target, 30, options));
+    Report::of(&text.with_context(|| format!("iperf3 {options}; sockets:\n{}", sockets()))?)
 }
 
 /// What a client said.
