@@ -1,13 +1,14 @@
 //! iperf3 between two laptops, and what it says.
 
 use std::net::IpAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::{Background, Laptop, output, wait_for};
+use super::{Background, Laptop, read_all, wait_for};
 
 /// Starts a server for any number of runs; returns when it listens.
 ///
@@ -19,23 +20,44 @@ pub fn serve(laptop: &Laptop, port: u16) -> Result<Background> {
     Ok(server)
 }
 
-/// A client, to be run: `options` are words between spaces. It ends after `limit` seconds, whatever happens.
-pub fn client(laptop: &Laptop, target: IpAddr, limit: u64, options: &str) -> Command {
-    let mut command = laptop.command("timeout");
-    command.arg(limit.to_string()).args(["iperf3", "--json", "--connect-timeout", "5000"]);
-    command.args(["--client", &target.to_string()]).args(options.split_whitespace());
+/// How long a run may take. All of them are told to end after a few seconds.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// A client, to be run: `options` are words between spaces.
+pub fn client(laptop: &Laptop, target: IpAddr, options: &str) -> Command {
+    let mut command = laptop.command("iperf3");
+    command.args(["--json", "--connect-timeout", "5000", "--client", &target.to_string()]);
+    if !options.contains("--udp") {
+        // Linux's own, whatever this machine's default is; a namespace may not change its default to it.
+        command.args(["--congestion", "cubic"]);
+    }
+    command.args(options.split_whitespace());
     command
 }
 
-/// Runs a client to the server at `target`, for at most half a minute.
+/// Runs a client to the server at `target`.
 ///
 /// # Errors
-/// When it fails, or says nothing.
+/// When it fails, or says nothing, or does not end within half a minute; the error has what every kernel says of its
+/// connections.
 pub fn run(laptop: &Laptop, target: IpAddr, options: &str) -> Result<Report> {
-    // A connection that hangs shows where: its queues, windows and timers.
-    let sockets = || laptop.run("ss -tinoH").unwrap_or_default();
-    let text = output(&mut client(laptop, target, 30, options));
-    Report::of(&text.with_context(|| format!("iperf3 {options}; sockets:\n{}", sockets()))?)
+    let mut client = client(laptop, target, options).stdout(Stdio::piped()).spawn()?;
+    let said = client.stdout.take().context("piped")?;
+    let said = thread::spawn(move || read_all(said));
+    let mut status = None;
+    let ended = wait_for(&format!("iperf3 {options} ends"), LIMIT, || {
+        status = client.try_wait()?;
+        Ok(status.is_some())
+    });
+    if let Err(error) = ended {
+        let sockets = super::run("ip -all netns exec ss -tinoH").unwrap_or_default();
+        client.kill()?;
+        client.wait()?;
+        return Err(error.context(sockets));
+    }
+    let text = said.join().expect("reading does not panic")?;
+    ensure!(status.is_some_and(|status| status.success()), "iperf3 {options}: {status:?}: {text}");
+    Report::of(&text)
 }
 
 /// What a client said.

@@ -210,7 +210,7 @@ impl Stream {
         let server = iperf3::serve(to.laptop(), IPERF)?;
         let options = format!("--time {seconds} --interval 1");
         let target: IpAddr = to.ipv4().into();
-        let mut client = iperf3::client(from.laptop(), target, u64::from(seconds) + 20, &options);
+        let mut client = iperf3::client(from.laptop(), target, &options);
         Ok(Self { client: client.stdout(Stdio::piped()).spawn()?, _server: server })
     }
 
