@@ -4,7 +4,6 @@
 //! Thresholds of speed are for a debug build on a busy machine of two cores: they tell a stall from a tunnel that works. What
 //! is to be right has no threshold.
 
-use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Stdio;
 use std::thread;
@@ -41,6 +40,19 @@ fn addresses(node: &Node) -> Result<[IpAddr; 2]> {
 
 fn at(address: IpAddr, port: u16) -> SocketAddr {
     SocketAddr::new(address, port)
+}
+
+/// Two nodes with a router between them, which have met: there is one path from one to the other.
+fn routed(lab: &mut Lab, options: &[&str]) -> Result<(Routed, [Node; 2])> {
+    let path = Routed::new(lab, ["ada", "bob"], "router")?;
+    path.ends[0].found("party")?;
+    let first = path.ends[0].up_with(options)?;
+    path.ends[1].join(&path.ends[0].invite(&[])?)?;
+    let nodes = [first, path.ends[1].up_with(options)?];
+    for node in &nodes {
+        node.wait_connected(1, MEET)?;
+    }
+    Ok((path, nodes))
 }
 
 /// Waits until `target` answers.
@@ -261,27 +273,14 @@ fn four_lanes_reorder_no_flow() {
     in_lab(|lab| no_reordering(lab, "4"));
 }
 
-/// Gives each thread of the lanes of `node` a core for itself: a thread that the kernel moves while datagrams of it wait in the
-/// backlog of its old core overtakes them, which is the kernel's doing and not ours.
-fn pin(node: &Node) -> Result<()> {
-    let cores = thread::available_parallelism()?.get();
-    for task in fs::read_dir(format!("/proc/{}/task", node.process()))? {
-        let task = task?;
-        let name = fs::read_to_string(task.path().join("comm"))?;
-        let Some((_, lane)) = name.trim().split_once("gress/") else { continue };
-        let (core, id) = (lane.parse::<usize>()? % cores, task.file_name());
-        node.laptop().run(&format!("taskset --pid --cpu-list {core} {}", id.display()))?;
-    }
-    Ok(())
-}
-
 /// Flows each way, of these packet sizes: some share datagrams, some fill them.
 const FLOWS: [&str; 4] = ["64", "1400", "300", "900"];
 
 fn no_reordering(lab: &mut Lab, lanes: &str) -> Result<()> {
-    let (laptops, nodes, _) = party(lab, ["ada", "bob"], &["--lanes", lanes])?;
+    // One path, because the first to answer changes under load, and what is on the new one overtakes the old.
+    let (path, nodes) = routed(lab, &["--lanes", lanes])?;
+    let laptops = &path.ends;
     for (node, peer) in nodes.iter().zip(nodes.iter().rev()) {
-        pin(node)?;
         // What the kernel kept until the neighbour answered, it sends beside what comes after.
         reach(node.laptop(), peer.ipv4().into())?;
     }
@@ -346,14 +345,7 @@ fn no_reordering(lab: &mut Lab, lanes: &str) -> Result<()> {
 #[test]
 fn congestion_is_marked_outside_and_felt_inside() {
     in_lab(|lab| {
-        let path = Routed::new(lab, ["ada", "bob"], "router")?;
-        path.ends[0].found("party")?;
-        let first = path.ends[0].up()?;
-        path.ends[1].join(&path.ends[0].invite(&[])?)?;
-        let nodes = [first, path.ends[1].up()?];
-        for node in &nodes {
-            node.wait_connected(1, MEET)?;
-        }
+        let (path, nodes) = routed(lab, &[])?;
         // The stations' kernels count what is inside, and nothing else.
         let (ends, stations) = stations(lab, &nodes)?;
         let target: IpAddr = ends[1].address(false).parse()?;
