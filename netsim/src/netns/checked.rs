@@ -135,7 +135,7 @@ fn judge_stream(stream: &mut TcpStream) -> Result<String> {
     }
 }
 
-/// Sends a stream of `pieces` times [`PIECE`] bytes.
+/// Sends a stream of `pieces` times 100,003 bytes.
 ///
 /// # Errors
 /// When a byte of it did not arrive as it was sent.
