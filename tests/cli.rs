@@ -264,7 +264,7 @@ fn a_command_line_without_sense_is_a_usage_error() {
         &["up", "--port", "0"],
         &["up", "--port", "65536"],
         &["up", "--mac", "ff:ff:ff:ff:ff:ff"],
-        &["up", "--mtu", "9000"],
+        &["up", "--mtu", "9001"],
         &["up", "../../etc"],
         &["ping", "x", "-c", "0"],
         &["ping", "x", "-i", "0"],
@@ -328,7 +328,10 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
     assert_eq!((&stations["stations"][0]["mac"], &stations["stations"][0]["by"]), (&made["mac"], &"own".into()));
     assert!(machine.fails(&["ping", "nobody"]).contains("no member is called `nobody`"));
     assert!(machine.fails(&["lookup", "not.a.key"]).contains("no MAC, IP address or name"));
-    assert!(String::from_utf8_lossy(&machine.run(&["status"]).stdout).contains("device:    mesh0\n"));
+    assert_eq!(status["forwarding"]["lanes"], 1);
+    assert!(status["forwarding"]["receive_buffer"].as_u64().is_some_and(|bytes| bytes >= 4 << 20), "{status}");
+    let text = String::from_utf8_lossy(&machine.run(&["status"]).stdout).into_owned();
+    assert!(text.contains("device:     mesh0\n") && text.contains("forwarding: 1 lane, "), "{text}");
 
     assert_eq!(node.stop("TERM"), Some(0), "{}", machine.log());
     assert!(!machine.dir.join("run/home/api.sock").exists(), "the socket went with the daemon");
