@@ -8,7 +8,7 @@
 //!
 //! A thread sleeps in poll(2) on its descriptor and on an eventfd, without a timeout: an idle lane costs nothing. A flow
 //! stays in its lane: the kernel chooses the TAP queue by the flow and the socket by the peer's endpoint, and a lane writes what
-//! it receives into its own queue, so that answers leave by the same lane.
+//! it receives into its own queue, so that answers leave by the same lane. Only a peer whose path changes may change lanes.
 
 #![expect(unsafe_code, reason = "poll(2) and eventfd(2) have no safe wrapper")]
 #![expect(clippy::disallowed_methods, reason = "a lane tells the forwarder the time, once a batch")]
