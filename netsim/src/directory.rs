@@ -1,9 +1,10 @@
 //! A model of the control network: libp2p and mDNS behind the two enums that the node sees.
 //!
 //! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
-//! connections come of `Dial` and need a way in the topology; a record is gossiped once, to whoever is connected then,
-//! and put into the shards of the nodes nearest to its keys; a lookup asks the nearest shards of the same connected
-//! component; everything takes its time; mDNS announces on the LAN at the start and at intervals.
+//! connections come of `Dial` and need a way in the topology, which may lead out through gateways but never in; a
+//! record is gossiped once, to whoever is connected then, and put into the shards of the nodes nearest to its keys; a
+//! lookup asks the nearest shards of the same connected component; everything takes its time; mDNS announces on the
+//! LAN at the start and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
@@ -146,7 +147,7 @@ impl Model {
     pub fn review(&mut self, topology: &Topology) -> Agenda {
         let mut agenda = Agenda::default();
         for (&host, member) in &self.members {
-            let lost = member.connections.iter().filter(|other| host < **other && !topology.reach(host, **other));
+            let lost = member.connections.iter().filter(|other| host < **other && !topology.connects(host, **other));
             agenda.steps.extend(lost.map(|other| (BREAK_AFTER, Step::Break(host, *other))));
         }
         agenda
@@ -225,7 +226,7 @@ impl Model {
                 };
                 agenda.tells.push((Duration::ZERO, host, Event::Standing(standing)));
             }
-            Step::Break(a, b) if !topology.reach(a, b) => {
+            Step::Break(a, b) if !topology.connects(a, b) => {
                 for (host, other) in [(a, b), (b, a)] {
                     if let Some(member) = self.members.get_mut(&host) {
                         member.connections.remove(&other);
@@ -288,8 +289,7 @@ impl Model {
     ) {
         let realm = self.members.get(&host).map(|member| member.realm);
         let other = endpoints.iter().find_map(|endpoint| {
-            let (_, into) = topology.route(host, endpoint.ip())?;
-            let other = topology.host_of(into);
+            let other = topology.dial(host, endpoint.ip())?;
             let member = self.members.get(&other)?;
             (member.peer == peer && Some(member.realm) == realm && member.listening.contains(endpoint)).then_some(other)
         });
@@ -411,7 +411,7 @@ impl Model {
         while let Some((at, hops)) = queue.pop_front() {
             let Some(member) = self.members.get(&at) else { continue };
             for &next in &member.connections {
-                if !seen.contains(&next) && topology.reach(at, next) {
+                if !seen.contains(&next) && topology.connects(at, next) {
                     seen.insert(next);
                     found.push((next, hops + 1));
                     queue.push_back((next, hops + 1));

@@ -11,7 +11,7 @@ use meshd::config::NodeConfig;
 use meshd::dht;
 use meshd::identity::{Mac, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
-use meshd::node::{Command, CommandId, Event, Node, Punted, Reply};
+use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, Transmit};
 use meshd::switch::{Fib, Forwarder};
 use meshd::wire::{Batch, Counters, Verdict};
 
@@ -29,7 +29,7 @@ pub struct HostId(pub usize);
 #[derive(Debug, Default)]
 pub struct Output {
     /// Datagrams.
-    pub sends: Vec<(SocketAddr, Vec<u8>)>,
+    pub sends: Vec<Transmit>,
     /// For the directory.
     pub commands: Vec<dht::Command>,
     /// Frames for the TAP.
@@ -173,7 +173,9 @@ impl Process {
             let bytes = batch.bytes(index);
             match slot.verdict {
                 Verdict::Deliver => output.frames.push(bytes.to_vec()),
-                Verdict::Send(endpoint) => output.sends.push((endpoint, bytes.to_vec())),
+                Verdict::Send(endpoint) => {
+                    output.sends.push(Transmit { endpoint, bytes: bytes.to_vec(), hop_limit: None });
+                }
                 Verdict::Punt(punt) => {
                     let peer = slot.peer.map(|peer| fib.peers[peer].peer);
                     self.node.handle_punt(Punted { punt, bytes: bytes.to_vec(), source: slot.source, peer }, now);
@@ -195,7 +197,7 @@ impl Process {
             self.pictures += 1;
         }
         while let Some(transmit) = self.node.poll_transmit() {
-            output.sends.push((transmit.endpoint, transmit.bytes));
+            output.sends.push(transmit);
         }
         while let Some(event) = self.node.poll_event() {
             match event {

@@ -11,7 +11,9 @@
 //! | [`host`] | a node and a forwarder wired as the daemon wires them, and the station on their TAP |
 //! | [`station`] | what runs above the TAP: pings, broadcasts, a record of frames |
 //! | [`link`] | latency, jitter, loss, duplication, rate, MTU |
-//! | [`topology`] | segments, cables, islands: who can reach whom |
+//! | [`topology`] | segments, cables, islands, gateways: who can reach whom |
+//! | [`transit`] | the way of a datagram, hop by hop |
+//! | [`nat`] | boxes between homes and the Internet: mapping, filtering, memory |
 //! | [`directory`] | a model of libp2p and mDNS behind [`meshd::dht::Command`] and [`meshd::dht::Event`] |
 //! | [`play`] | what a test does with a world |
 //! | [`oracle`] | which pairs must be connected, and whether they are |
@@ -24,6 +26,7 @@ pub mod directory;
 pub mod heap;
 pub mod host;
 pub mod link;
+pub mod nat;
 #[cfg(feature = "lab")]
 pub mod netns;
 pub mod network;
@@ -33,11 +36,13 @@ pub mod seed;
 pub mod station;
 pub mod topology;
 pub mod trace;
+pub mod transit;
 pub mod world;
 
 pub use host::HostId;
 pub use link::Conditions;
+pub use nat::NatKind;
 pub use network::Network;
 pub use seed::{Chance, Seed};
-pub use topology::SegmentId;
+pub use topology::{BoxId, SegmentId};
 pub use world::World;

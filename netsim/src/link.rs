@@ -35,6 +35,10 @@ impl Conditions {
         mtu: 1500,
     };
 
+    /// From a home to its carrier: 3 ms each way, 100 Mbit/s up.
+    pub const ACCESS: Self =
+        Self { latency: Duration::from_millis(3), jitter: Duration::from_micros(500), ..Self::WAN };
+
     /// The Internet within a country: 10 ms each way, 100 Mbit/s up.
     pub const WAN: Self = Self {
         latency: Duration::from_millis(10),

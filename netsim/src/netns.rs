@@ -18,6 +18,7 @@ pub mod bridged;
 pub mod checked;
 pub mod demo;
 pub mod frames;
+pub mod homes;
 pub mod iperf3;
 pub mod load;
 pub mod measure;
@@ -41,6 +42,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 pub use bridged::Bridged;
+pub use homes::Homes;
 pub use measure::{Capture, Pings};
 pub use routed::Routed;
 pub use wire::Wire;

@@ -1,17 +1,83 @@
 //! The oracle: it sees the topology, so it knows who must be connected with whom.
 
 use crate::host::HostId;
-use crate::world::World;
+use crate::nat::{Filtering, Mapping, NatKind, Ports};
+use crate::world::{PORT, World};
 
-/// Pairs that must be connected directly: both run, are of one network, and a way leads from one to the other.
+/// How two members behind boxes of two kinds can come to speak by UDP, from the best to the worst.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// A few packets, one round trip.
+    Direct,
+    /// By the ports that come next: about 40 packets, one round trip.
+    Predicted,
+    /// By many sockets on one side and many guesses on the other: hundreds of packets, seconds.
+    Birthday,
+    /// Not at all, but by way of others.
+    Relayed,
+}
+
+/// What a box is for the one who wants in, from easy to hard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Obstacle {
+    /// Who knows a mapping gets in.
+    Open,
+    /// Who has been sent to gets in, from any port.
+    Forgiving,
+    /// Who has been sent to gets in, and it is known by which port.
+    Strict,
+    /// The ports of new mappings can be foreseen.
+    Sequential,
+    /// They cannot.
+    Random,
+    /// No UDP.
+    Blocked,
+}
+
+impl Obstacle {
+    fn of(kind: &NatKind) -> Self {
+        match (kind.mapping, kind.filtering, kind.ports) {
+            _ if kind.blocks_udp => Self::Blocked,
+            // Even where mappings differ, the answer to who was let in leaves by the port that was asked.
+            (_, Filtering::EndpointIndependent, _) => Self::Open,
+            (Mapping::EndpointIndependent, Filtering::AddressDependent, _) => Self::Forgiving,
+            (Mapping::EndpointIndependent, Filtering::AddressAndPortDependent, _) => Self::Strict,
+            (_, _, Ports::Random) => Self::Random,
+            // The second mapping of one socket cannot have its port too, so it gets the next.
+            (_, _, Ports::Sequential { .. } | Ports::Preserve) => Self::Sequential,
+        }
+    }
+}
+
+/// The best way between members behind a box of kind `a` and one of kind `b`; [`NatKind::PUBLIC`] for none, and
+/// [`NatKind::behind`] for two in a row. That a box is careless changes the method, not the outcome. For different
+/// homes: one LAN needs no way, and homes of one carrier need it to hairpin.
+///
+/// The table is theory (RFC 5128, and the birthday problem); the tests check it against the boxes.
+pub fn direct_path_possible(a: &NatKind, b: &NatKind) -> Way {
+    use Obstacle::{Blocked, Forgiving, Open, Random, Sequential, Strict};
+    match (Obstacle::of(a), Obstacle::of(b)) {
+        (Blocked, _) | (_, Blocked) => Way::Relayed,
+        (Open, _) | (_, Open) => Way::Direct,
+        (Forgiving, _) | (_, Forgiving) => Way::Direct,
+        (Strict, Strict) => Way::Direct,
+        (Strict, Sequential) | (Sequential, Strict | Sequential) => Way::Predicted,
+        (Strict, Random) | (Random, Strict) => Way::Birthday,
+        (Sequential | Random, Random) | (Random, Sequential) => Way::Relayed,
+    }
+}
+
+/// Pairs that must be connected directly: both run, are of one network, and a way for UDP leads from one to the
+/// other, on a segment of both or out through gateways.
 pub fn pairs(world: &World) -> Vec<(HostId, HostId)> {
     let running: Vec<_> = world.hosts().filter(|host| world.is_running(*host)).collect();
+    let leads = |a, b| world.topology.leads(a, b, |kind| !kind.blocks_udp);
     let mut pairs = Vec::new();
     for (index, &a) in running.iter().enumerate() {
         for &b in &running[index + 1..] {
             let (of_a, of_b) = (&world.host(a).config.network, &world.host(b).config.network);
             let same = of_a.id() == of_b.id() && of_a.secret.as_bytes() == of_b.secret.as_bytes();
-            if same && world.topology.reach(a, b) {
+            if same && (leads(a, b) || leads(b, a)) {
                 pairs.push((a, b));
             }
         }
@@ -19,13 +85,14 @@ pub fn pairs(world: &World) -> Vec<(HostId, HostId)> {
     pairs
 }
 
-/// Whether forwarding at `from` has a session to `to`, and sends to where `to` really is.
+/// Whether forwarding at `from` has a session to `to`, and sends to where `to` really is, at the end of all
+/// translations.
 pub fn sends(world: &World, from: HostId, to: HostId) -> bool {
     let Some(process) = world.host(from).process.as_ref() else { return false };
     let peer = process.fib().peers.iter().find(|peer| peer.peer == world.host(to).peer);
     peer.is_some_and(|peer| {
-        let way = world.topology.route(from, peer.endpoint.ip());
-        peer.transport.is_some() && way.is_some_and(|(_, into)| world.topology.host_of(into) == to)
+        let destination = world.topology.destination(from, peer.endpoint, world.now());
+        peer.transport.is_some() && destination == Some((to, PORT))
     })
 }
 
@@ -41,4 +108,125 @@ pub fn faults(world: &World) -> Vec<String> {
         }
     }
     faults
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::net::SocketAddr;
+    use std::time::Duration;
+
+    use crate::nat::NatBox;
+    use crate::seed::Seed;
+
+    use super::*;
+
+    const KINDS: [(&str, NatKind); 13] = [
+        ("public", NatKind::PUBLIC),
+        ("full cone", NatKind::FULL_CONE),
+        ("symmetric, open", NatKind::SYMMETRIC_OPEN_FILTER),
+        ("address", NatKind::ADDRESS_RESTRICTED),
+        ("port", NatKind::PORT_RESTRICTED),
+        ("port, not preserving", NatKind::PORT_RESTRICTED_NOT_PRESERVING),
+        ("careless", NatKind::CARELESS_LINUX),
+        ("firewall", NatKind::FIREWALL),
+        ("carrier", NatKind::CARRIER),
+        ("sequential", NatKind::SYMMETRIC_SEQUENTIAL),
+        ("random", NatKind::SYMMETRIC_RANDOM),
+        ("carrier, symmetric", NatKind::CARRIER_SYMMETRIC),
+        ("blocked", NatKind::UDP_BLOCKED),
+    ];
+
+    /// D, P, B, R for the four ways; row and column in the order of `KINDS`.
+    const TABLE: [&str; 13] = [
+        "DDDDDDDDDDDDR",
+        "DDDDDDDDDDDDR",
+        "DDDDDDDDDDDDR",
+        "DDDDDDDDDDDDR",
+        "DDDDDDDDDPBBR",
+        "DDDDDDDDDPBBR",
+        "DDDDDDDDDPBBR",
+        "DDDDDDDDDPBBR",
+        "DDDDDDDDDPBBR",
+        "DDDDPPPPPPRRR",
+        "DDDDBBBBBRRRR",
+        "DDDDBBBBBRRRR",
+        "RRRRRRRRRRRRR",
+    ];
+
+    #[test]
+    fn every_pair_of_kinds_has_the_way_that_the_table_says() {
+        for ((a, kind_a), row) in KINDS.iter().zip(TABLE) {
+            for ((b, kind_b), cell) in KINDS.iter().zip(row.chars()) {
+                let way = match cell {
+                    'D' => Way::Direct,
+                    'P' => Way::Predicted,
+                    'B' => Way::Birthday,
+                    _ => Way::Relayed,
+                };
+                assert_eq!(direct_path_possible(kind_a, kind_b), way, "{a} x {b}");
+            }
+        }
+    }
+
+    /// Whether two hear each other who know their mappings towards an observer, send there at the same time, and answer
+    /// whoever they hear: the least that a node must do.
+    fn hear_each_other(kinds: [&NatKind; 2]) -> bool {
+        let address = |text: &str| -> SocketAddr { text.parse().expect("an endpoint") };
+        let inside = [address("203.0.1.2:4747"), address("203.0.2.2:4747")];
+        let observer = address("198.18.0.1:4747");
+        let now = Duration::ZERO;
+        let mut boxes = [0, 1].map(|at: usize| {
+            let outside = SocketAddr::new([198, 18, 0, 2 + at as u8].into(), 0);
+            NatBox::new(*kinds[at], outside.ip(), Seed(9).chance(&format!("box {at}")))
+        });
+        let mapped = [0, 1].map(|at| boxes[at].outbound(inside[at], observer, now));
+        let [Ok(one), Ok(two)] = mapped else { return false };
+        let mut targets = [BTreeSet::from([two]), BTreeSet::from([one])];
+        let mut heard = [false; 2];
+        for _ in 0..3 {
+            let mut under_way = Vec::new();
+            for at in [0, 1] {
+                for target in &targets[at] {
+                    let source = boxes[at].outbound(inside[at], *target, now).expect("UDP passes");
+                    under_way.push((source, *target, 1 - at));
+                }
+            }
+            for (source, target, to) in under_way {
+                if boxes[to].inbound(source, target, now).is_ok() {
+                    heard[to] = true;
+                    targets[to].insert(source);
+                }
+            }
+        }
+        heard == [true; 2]
+    }
+
+    #[test]
+    fn those_and_only_those_with_a_direct_way_hear_each_other_at_once() {
+        for (a, kind_a) in &KINDS {
+            for (b, kind_b) in &KINDS {
+                let direct = direct_path_possible(kind_a, kind_b) == Way::Direct;
+                assert_eq!(hear_each_other([kind_a, kind_b]), direct, "{a} x {b}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_way_is_the_same_from_both_ends() {
+        for (_, a) in &KINDS {
+            for (_, b) in &KINDS {
+                assert_eq!(direct_path_possible(a, b), direct_path_possible(b, a));
+            }
+        }
+    }
+
+    #[test]
+    fn a_home_behind_a_carrier_is_judged_by_the_harder_box() {
+        let strict = NatKind::PORT_RESTRICTED;
+        assert_eq!(direct_path_possible(&NatKind::FULL_CONE.behind(NatKind::CARRIER), &strict), Way::Direct);
+        assert_eq!(direct_path_possible(&strict.behind(NatKind::CARRIER_SYMMETRIC), &strict), Way::Birthday);
+        assert_eq!(direct_path_possible(&NatKind::SYMMETRIC_SEQUENTIAL.behind(strict), &strict), Way::Predicted);
+        assert_eq!(direct_path_possible(&strict.behind(NatKind::UDP_BLOCKED), &strict), Way::Relayed);
+    }
 }

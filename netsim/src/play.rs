@@ -10,9 +10,10 @@ use meshd::wire::{Counters, DropReason};
 
 use crate::host::HostId;
 use crate::link::Conditions;
+use crate::nat::NatKind;
 use crate::oracle;
 use crate::station::{Conversation, MIN_FRAME, Said};
-use crate::topology::SegmentId;
+use crate::topology::{BoxId, SegmentId};
 use crate::trace::fingerprint;
 use crate::world::{What, World};
 
@@ -37,6 +38,41 @@ impl World {
     /// An Internet: everybody reaches everybody, nobody is heard by multicast.
     pub fn internet(&mut self) -> SegmentId {
         self.topology.add_segment(false, Conditions::WAN)
+    }
+
+    /// A LAN behind a box that is a customer on `outside`: an Internet, or a carrier's network. Hosts are added to it
+    /// as to any.
+    pub fn home_behind(&mut self, kind: NatKind, outside: SegmentId) -> (SegmentId, BoxId) {
+        let number = self.topology.segments() as u8;
+        // Without translation addresses are public; these look like those kept for documentation (RFC 5737).
+        let prefix = if kind.translates { [192, 168, number] } else { [203, 0, number] };
+        self.home_at(prefix, kind, outside)
+    }
+
+    /// The same, with addresses of `prefix`/24, which other homes may have too.
+    pub fn home_at(&mut self, prefix: [u8; 3], kind: NatKind, outside: SegmentId) -> (SegmentId, BoxId) {
+        let lan = self.topology.add_segment_at(prefix, true, Conditions::LAN);
+        (lan, self.add_box(kind, lan, outside))
+    }
+
+    /// A carrier's network behind its box (CGN): homes are customers on it as on an Internet. Addresses as RFC 6598
+    /// has them.
+    pub fn carrier(&mut self, kind: NatKind, internet: SegmentId) -> (SegmentId, BoxId) {
+        let number = self.topology.segments() as u8;
+        let access = self.topology.add_segment_at([100, 64, number], false, Conditions::ACCESS);
+        (access, self.add_box(kind, access, internet))
+    }
+
+    fn add_box(&mut self, kind: NatKind, inside: SegmentId, outside: SegmentId) -> BoxId {
+        let chance = self.seed.chance(&format!("nat {}", self.topology.boxes().count()));
+        self.topology.add_box(kind, inside, outside, chance)
+    }
+
+    /// The outside endpoints that a host's node has at the box of its LAN.
+    pub fn outside_of(&self, host: HostId, id: BoxId) -> Vec<SocketAddr> {
+        let addresses = self.topology.addresses(host).into_iter();
+        let inside = addresses.map(|address| SocketAddr::new(address, crate::world::PORT));
+        inside.flat_map(|inside| self.topology.nat(id).outside_of(inside, self.now())).collect()
     }
 
     /// `count` laptops of the home network on one segment, not started.
@@ -94,6 +130,12 @@ impl World {
         self.note(host, format_args!("plug {segment:?} {plugged}"));
         self.topology.plug_into(host, segment, plugged);
         self.push(NETLINK_DELAY, What::Endpoints(host, self.hosts[host.0].life));
+        self.review();
+    }
+
+    /// Plugs the outside of a box in or out; nobody behind it notices.
+    pub fn plug_box(&mut self, id: BoxId, plugged: bool) {
+        self.topology.plug_box(id, plugged);
         self.review();
     }
 
@@ -292,5 +334,10 @@ impl World {
     /// Datagrams that one host sent to another.
     pub fn datagrams(&self, from: HostId, to: HostId) -> u64 {
         self.sent.get(&(from, to)).map_or(0, |sent| sent.0)
+    }
+
+    /// Datagrams from one host that reached another.
+    pub fn arrivals(&self, from: HostId, at: HostId) -> u64 {
+        self.arrived.get(&(from, at)).copied().unwrap_or(0)
     }
 }

@@ -3,34 +3,73 @@
 //! A segment is a switch, or the Internet: everything on it reaches everything else on it. A host has a port on one or
 //! several segments. A segment may fall apart into islands (a cable between two switches was pulled: no host notices),
 //! and a port may be unplugged (its host notices).
+//!
+//! A segment may have a gateway: a [`NatBox`] with one port on it and one on another segment, which may have a gateway
+//! again. What is addressed to nobody on a host's segments goes there. An address is one only within its segment, so
+//! two homes may use the same ones.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::host::HostId;
 use crate::link::{Carried, Conditions, Link};
+use crate::nat::{NatBox, NatKind};
 use crate::seed::Chance;
+
+/// Routers between any two ports of an Internet. There are more, but as many as this already tell a TTL that opens
+/// the sender's boxes (2 for one, 3 for two) from one that arrives.
+pub const INTERNET_ROUTERS: u8 = 8;
+
+/// Boxes on a way: a home behind a carrier makes two on each side. More than this is a loop.
+const MAX_BOXES: usize = 16;
 
 /// A segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct SegmentId(pub usize);
 
-/// A host's port on a segment.
+/// A port on a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PortId(pub usize);
+
+/// A box between two segments, in the order in which they were added.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BoxId(pub usize);
+
+/// What a port belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Owner {
+    /// A host.
+    Host(HostId),
+    /// A box whose gateway it is.
+    Inside(BoxId),
+    /// A box that is a customer here.
+    Outside(BoxId),
+}
 
 #[derive(Debug)]
 struct Segment {
     /// Whether multicast reaches everybody, so that mDNS works: a LAN, not the Internet.
     multicast: bool,
     conditions: Conditions,
+    /// The /24 of its addresses, where that matters: what is in it never goes to the gateway.
+    prefix: Option<[u8; 3]>,
+    /// Routers that a datagram passes from port to port.
+    routers: u8,
+    gateway: Option<BoxId>,
     ports: Vec<PortId>,
 }
 
 #[derive(Debug)]
+struct Gateway {
+    inside: PortId,
+    outside: PortId,
+    nat: NatBox,
+}
+
+#[derive(Debug)]
 struct Port {
-    host: HostId,
+    owner: Owner,
     segment: SegmentId,
     address: IpAddr,
     plugged: bool,
@@ -45,34 +84,74 @@ struct Port {
 pub struct Topology {
     segments: Vec<Segment>,
     ports: Vec<Port>,
+    boxes: Vec<Gateway>,
     of_host: BTreeMap<HostId, Vec<PortId>>,
-    by_address: BTreeMap<IpAddr, PortId>,
+    by_address: BTreeMap<(SegmentId, IpAddr), PortId>,
 }
 
 impl Topology {
-    /// Adds a segment.
+    /// Adds a segment: a LAN if it carries multicast, else an Internet.
     pub fn add_segment(&mut self, multicast: bool, conditions: Conditions) -> SegmentId {
-        self.segments.push(Segment { multicast, conditions, ports: Vec::new() });
+        let routers = if multicast { 0 } else { INTERNET_ROUTERS };
+        self.segments.push(Segment { multicast, conditions, prefix: None, routers, gateway: None, ports: Vec::new() });
         SegmentId(self.segments.len() - 1)
     }
 
-    /// Plugs `host` into `segment` and returns its address there: unique in the world, and in no mesh's prefix.
+    /// Segments so far.
+    pub fn segments(&self) -> usize {
+        self.segments.len()
+    }
+
+    /// Adds a segment without routers whose addresses are a /24, which others may use too.
+    pub fn add_segment_at(&mut self, prefix: [u8; 3], multicast: bool, conditions: Conditions) -> SegmentId {
+        let segment = self.add_segment(multicast, conditions);
+        let added = &mut self.segments[segment.0];
+        (added.prefix, added.routers) = (Some(prefix), 0);
+        segment
+    }
+
+    /// Puts a box between a segment and another, nearer to the Internet, where it gets an address. It is the gateway
+    /// of `inside`.
+    ///
+    /// # Panics
+    /// If `inside` has a gateway.
+    pub fn add_box(&mut self, kind: NatKind, inside: SegmentId, outside: SegmentId, chance: Chance) -> BoxId {
+        let id = BoxId(self.boxes.len());
+        let before = self.segments[inside.0].gateway.replace(id);
+        assert!(before.is_none(), "{inside:?} has a gateway");
+        let inner = self.add_port(Owner::Inside(id), inside);
+        let outer = self.add_port(Owner::Outside(id), outside);
+        let nat = NatBox::new(kind, self.ports[outer.0].address, chance);
+        self.boxes.push(Gateway { inside: inner, outside: outer, nat });
+        id
+    }
+
+    /// Plugs `host` into `segment` and returns its address there: unique on the segment, and in no mesh's prefix.
     pub fn attach(&mut self, host: HostId, segment: SegmentId) -> IpAddr {
-        let number = self.segments[segment.0].ports.len() + 1;
+        let port = self.add_port(Owner::Host(host), segment);
+        self.of_host.entry(host).or_default().push(port);
+        self.ports[port.0].address
+    }
+
+    fn add_port(&mut self, owner: Owner, id: SegmentId) -> PortId {
+        let segment = &mut self.segments[id.0];
+        let number = segment.ports.len() + 1;
         let [.., high, low] = (number as u32).to_be_bytes();
         // 192.168.x for LANs as at home; beyond 250 hosts, and for the Internet, 198.18/15 (RFC 2544, for benchmarks).
-        let address = if self.segments[segment.0].multicast && number < 250 && segment.0 < 256 {
-            IpAddr::from([192, 168, segment.0 as u8, low])
+        let address = if let Some([a, b, c]) = segment.prefix {
+            assert!(number < 255, "a /24 is full");
+            IpAddr::from([a, b, c, low])
+        } else if segment.multicast && number < 250 && id.0 < 256 {
+            IpAddr::from([192, 168, id.0 as u8, low])
         } else {
-            IpAddr::from([198, 18 + (segment.0 % 2) as u8, high.wrapping_add(32 * (segment.0 / 2) as u8), low])
+            IpAddr::from([198, 18 + (id.0 % 2) as u8, high.wrapping_add(32 * (id.0 / 2) as u8), low])
         };
         let port = PortId(self.ports.len());
-        let link = Link::new(self.segments[segment.0].conditions);
-        self.ports.push(Port { host, segment, address, plugged: true, island: 0, link });
-        self.segments[segment.0].ports.push(port);
-        self.of_host.entry(host).or_default().push(port);
-        assert!(self.by_address.insert(address, port).is_none(), "{address} was given twice");
-        address
+        segment.ports.push(port);
+        let link = Link::new(segment.conditions);
+        self.ports.push(Port { owner, segment: id, address, plugged: true, island: 0, link });
+        assert!(self.by_address.insert((id, address), port).is_none(), "{address} was given twice");
+        port
     }
 
     /// The addresses of `host` on cables that are plugged in.
@@ -101,17 +180,50 @@ impl Topology {
         }
     }
 
-    /// Cuts `segment` into islands; hosts that no island names stay on one of their own together.
+    /// Cuts `segment` into islands; hosts that no island names stay on one of their own together. A box goes with the
+    /// hosts behind it.
     pub fn partition(&mut self, segment: SegmentId, islands: &[&[HostId]]) {
-        for port in &self.segments[segment.0].ports {
-            let host = self.ports[port.0].host;
-            self.ports[port.0].island = islands.iter().position(|island| island.contains(&host)).map_or(0, |at| at + 1);
+        for port in self.segments[segment.0].ports.clone() {
+            let hosts = self.hosts_at(port);
+            let island = islands.iter().position(|island| hosts.iter().any(|host| island.contains(host)));
+            self.ports[port.0].island = island.map_or(0, |at| at + 1);
         }
     }
 
     /// Makes `segment` whole again.
     pub fn heal(&mut self, segment: SegmentId) {
         self.partition(segment, &[]);
+    }
+
+    /// Plugs the outside of a box in or out: nobody behind it notices.
+    pub fn plug_box(&mut self, id: BoxId, plugged: bool) {
+        let outside = self.boxes[id.0].outside;
+        self.ports[outside.0].plugged = plugged;
+    }
+
+    /// A box.
+    pub fn nat(&self, id: BoxId) -> &NatBox {
+        &self.boxes[id.0].nat
+    }
+
+    /// A box, to be changed.
+    pub fn nat_mut(&mut self, id: BoxId) -> &mut NatBox {
+        &mut self.boxes[id.0].nat
+    }
+
+    /// Every box.
+    pub fn boxes(&self) -> impl Iterator<Item = BoxId> + use<> {
+        (0..self.boxes.len()).map(BoxId)
+    }
+
+    /// The gateway of a segment.
+    pub fn gateway(&self, segment: SegmentId) -> Option<BoxId> {
+        self.segments[segment.0].gateway
+    }
+
+    /// The ports of a box: inside and outside.
+    pub fn ports_of_box(&self, id: BoxId) -> (PortId, PortId) {
+        (self.boxes[id.0].inside, self.boxes[id.0].outside)
     }
 
     /// Changes what every cable of `segment` is like.
@@ -122,14 +234,131 @@ impl Topology {
         }
     }
 
-    /// The way from `host` to an address: the ports it leaves and enters by.
+    /// The way from `host` to an address of a host on one of its segments: the ports it leaves and enters by.
     pub fn route(&self, host: HostId, to: IpAddr) -> Option<(PortId, PortId)> {
-        let target = *self.by_address.get(&to)?;
-        let out = self.ports_of(host).iter().find(|out| self.adjacent(**out, target))?;
-        Some((*out, target))
+        self.ports_of(host).iter().find_map(|out| {
+            let target = *self.by_address.get(&(self.ports[out.0].segment, to))?;
+            let is_host = matches!(self.ports[target.0].owner, Owner::Host(_));
+            (is_host && self.adjacent(*out, target)).then_some((*out, target))
+        })
     }
 
-    /// Whether `a` and `b` reach each other.
+    /// The first part of the way from `host` to any address: to whoever has it on one of its segments, else to a
+    /// gateway.
+    pub fn first_hop(&self, host: HostId, to: IpAddr) -> Option<(PortId, PortId)> {
+        let ports = self.ports_of(host);
+        let on_link = |out: &PortId| Some((*out, self.across(*out, to)?));
+        if let Some(hop) = ports.iter().find_map(on_link) {
+            return Some(hop);
+        }
+        let is_here = |out: &&PortId| self.ports[out.0].plugged && self.is_on_link(self.ports[out.0].segment, to);
+        if ports.iter().any(|out| is_here(&out)) {
+            return None;
+        }
+        ports.iter().find_map(|out| Some((*out, self.gateway_from(*out)?)))
+    }
+
+    /// The next part of the way to an address, for a box that sends out of `out`.
+    pub fn next_hop(&self, out: PortId, to: IpAddr) -> Option<PortId> {
+        let segment = self.ports[out.0].segment;
+        let target = self.across(out, to);
+        if target.is_some() || self.is_on_link(segment, to) { target } else { self.gateway_from(out) }
+    }
+
+    /// Who has an address on the segment of `out`, or routes to whoever has it, and is reached from there.
+    fn across(&self, out: PortId, to: IpAddr) -> Option<PortId> {
+        let segment = self.ports[out.0].segment;
+        let target = self.by_address.get(&(segment, to)).copied().or_else(|| self.routed(segment, to))?;
+        self.adjacent(out, target).then_some(target)
+    }
+
+    /// The box on `segment` behind which an address is without being translated.
+    fn routed(&self, segment: SegmentId, to: IpAddr) -> Option<PortId> {
+        let is_way = |gateway: &&Gateway| {
+            !gateway.nat.kind().translates
+                && self.ports[gateway.outside.0].segment == segment
+                && self.is_on_link(self.ports[gateway.inside.0].segment, to)
+        };
+        self.boxes.iter().find(is_way).map(|gateway| gateway.outside)
+    }
+
+    fn gateway_from(&self, out: PortId) -> Option<PortId> {
+        let gateway = self.segments[self.ports[out.0].segment.0].gateway?;
+        let target = self.boxes[gateway.0].inside;
+        self.adjacent(out, target).then_some(target)
+    }
+
+    fn is_on_link(&self, segment: SegmentId, to: IpAddr) -> bool {
+        let prefix = self.segments[segment.0].prefix;
+        let is_of_prefix = matches!((prefix, to), (Some(prefix), IpAddr::V4(to)) if to.octets()[..3] == prefix);
+        is_of_prefix || self.by_address.contains_key(&(segment, to))
+    }
+
+    /// Who gets what `host` sends to an endpoint, if every box lets it pass: an oracle's question, no datagram moves.
+    pub fn destination(&self, host: HostId, to: SocketAddr, now: Duration) -> Option<(HostId, u16)> {
+        let (_, into) = self.first_hop(host, to.ip())?;
+        self.destination_from(into, to, now)
+    }
+
+    /// The same, of what enters `into`.
+    pub fn destination_from(&self, mut into: PortId, mut to: SocketAddr, now: Duration) -> Option<(HostId, u16)> {
+        for _ in 0..MAX_BOXES {
+            let (out, id) = match self.ports[into.0].owner {
+                Owner::Host(host) => return Some((host, to.port())),
+                Owner::Inside(id) if self.is_outside_of(id, to.ip()) => (self.boxes[id.0].inside, Some(id)),
+                Owner::Inside(id) => (self.boxes[id.0].outside, None),
+                Owner::Outside(id) => (self.boxes[id.0].inside, Some(id)),
+            };
+            if let Some(id) = id {
+                to = self.boxes[id.0].nat.inside_of(to, now)?;
+            }
+            into = self.next_hop(out, to.ip())?;
+        }
+        None
+    }
+
+    /// Whether an address is the one by which a box is known outside, so that what is inside and sends there hairpins.
+    pub fn is_outside_of(&self, id: BoxId, address: IpAddr) -> bool {
+        let nat = &self.boxes[id.0].nat;
+        nat.kind().translates && nat.address() == address
+    }
+
+    /// The host that a connection from `host` to an address ends at. Gateways let TCP out, and nothing in that was
+    /// not asked for.
+    pub fn dial(&self, host: HostId, to: IpAddr) -> Option<HostId> {
+        self.outward(host, to, |_| true)
+    }
+
+    /// Whether `a` gets to `b` without help: on a segment of both, or outwards through gateways that satisfy `passes`.
+    pub fn leads(&self, a: HostId, b: HostId, passes: impl Fn(&NatKind) -> bool) -> bool {
+        self.reach(a, b)
+            || !self.boxes.is_empty()
+                && self.addresses(b).into_iter().any(|address| self.outward(a, address, &passes) == Some(b))
+    }
+
+    /// Whether a connection between `a` and `b` has a way: one of them can dial the other, and then both may speak.
+    pub fn connects(&self, a: HostId, b: HostId) -> bool {
+        self.leads(a, b, |_| true) || self.leads(b, a, |_| true)
+    }
+
+    fn outward(&self, host: HostId, to: IpAddr, passes: impl Fn(&NatKind) -> bool) -> Option<HostId> {
+        let (_, mut into) = self.first_hop(host, to)?;
+        for _ in 0..MAX_BOXES {
+            into = match self.ports[into.0].owner {
+                Owner::Host(other) => return Some(other),
+                Owner::Inside(id) if !self.is_outside_of(id, to) && passes(&self.boxes[id.0].nat.kind()) => {
+                    self.next_hop(self.boxes[id.0].outside, to)?
+                }
+                Owner::Outside(id) if self.boxes[id.0].nat.kind().is_open() => {
+                    self.next_hop(self.boxes[id.0].inside, to)?
+                }
+                Owner::Inside(_) | Owner::Outside(_) => return None,
+            };
+        }
+        None
+    }
+
+    /// Whether `a` and `b` reach each other on a segment of both.
     pub fn reach(&self, a: HostId, b: HostId) -> bool {
         self.shared(a, b).next().is_some()
     }
@@ -148,7 +377,10 @@ impl Topology {
         let segments = self.ports_of(host).iter().map(|port| self.ports[port.0].segment);
         let mut hosts: Vec<_> = segments
             .flat_map(|segment| &self.segments[segment.0].ports)
-            .map(|port| self.ports[port.0].host)
+            .filter_map(|port| match self.ports[port.0].owner {
+                Owner::Host(other) => Some(other),
+                Owner::Inside(_) | Owner::Outside(_) => None,
+            })
             .filter(|other| *other != host)
             .collect();
         hosts.sort_unstable();
@@ -166,15 +398,43 @@ impl Topology {
         self.ports[port.0].address
     }
 
+    /// What a port belongs to.
+    pub fn owner(&self, port: PortId) -> Owner {
+        self.ports[port.0].owner
+    }
+
     /// The host of a port.
+    ///
+    /// # Panics
+    /// If it is a box's.
     pub fn host_of(&self, port: PortId) -> HostId {
-        self.ports[port.0].host
+        match self.ports[port.0].owner {
+            Owner::Host(host) => host,
+            Owner::Inside(_) | Owner::Outside(_) => panic!("{port:?} is a box's"),
+        }
+    }
+
+    /// Routers that a datagram passes on the segment of a port.
+    pub fn routers_at(&self, port: PortId) -> u8 {
+        self.segments[self.ports[port.0].segment.0].routers
     }
 
     /// Whether a datagram on its way between two ports still arrives: a pulled cable loses what is on it.
     pub fn adjacent(&self, a: PortId, b: PortId) -> bool {
         let (a, b) = (&self.ports[a.0], &self.ports[b.0]);
-        a.segment == b.segment && a.island == b.island && a.plugged && b.plugged && a.host != b.host
+        a.segment == b.segment && a.island == b.island && a.plugged && b.plugged && a.owner != b.owner
+    }
+
+    /// The hosts at and behind a port, seen from its segment.
+    fn hosts_at(&self, port: PortId) -> Vec<HostId> {
+        match self.ports[port.0].owner {
+            Owner::Host(host) => vec![host],
+            Owner::Inside(_) => Vec::new(),
+            Owner::Outside(id) => {
+                let inside = self.ports[self.boxes[id.0].inside.0].segment;
+                self.segments[inside.0].ports.iter().flat_map(|port| self.hosts_at(*port)).collect()
+            }
+        }
     }
 
     fn ports_of(&self, host: HostId) -> &[PortId] {

@@ -11,26 +11,23 @@ use meshd::config::NodeConfig;
 use meshd::dht;
 use meshd::identity::{Name, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
-use meshd::node::{CommandId, Reason, Reply};
+use meshd::node::{CommandId, Reason, Reply, Transmit};
 
 use crate::directory::{Agenda, Model, Step};
 use crate::heap::Heap;
 use crate::host::{HostId, Output, Process, Scratch};
-use crate::link::Carried;
 use crate::network::{Network, UNIX_START};
 use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
 use crate::topology::{PortId, SegmentId, Topology};
 use crate::trace::{Detail, Trace, fingerprint};
+use crate::transit::{Packet, TTL};
 
 /// The port of every node.
 pub const PORT: u16 = 4747;
 
 /// Calls of one node without the clock moving: more means that it asks to be called at once for ever.
 const MAX_WAKES_IN_PLACE: u32 = 1000;
-
-/// Datagrams kept by a capture: the handshakes of a few hundred pairs.
-const MAX_CAPTURED: usize = 100_000;
 
 /// A datagram as a cable saw it.
 #[derive(Debug, Clone)]
@@ -108,12 +105,19 @@ pub struct World {
     pub calls: Vec<BTreeMap<HostId, u32>>,
     /// Answers to operators.
     pub replies: BTreeMap<CommandId, Reply>,
-    /// Datagrams and bytes from host to host that were sent, whether they arrived or not.
+    /// Datagrams and bytes from host to host that were sent, whether they arrived or not. What went to an outside
+    /// endpoint of a box counts for whoever had it then.
     pub sent: BTreeMap<(HostId, HostId), (u64, u64)>,
-    /// Datagrams and bytes sent to addresses that nobody has or that are out of reach.
+    /// Datagrams from host to host that arrived.
+    pub arrived: BTreeMap<(HostId, HostId), u64>,
+    /// Datagrams and bytes sent to addresses that nobody has or that are out of reach, found out at once or on the way.
     pub astray: (u64, u64),
-    /// Datagrams and bytes that links lost.
+    /// Datagrams that links lost.
     pub lost: u64,
+    /// Datagrams that a box did not pass on; [`crate::nat::Statistics`] has the reasons.
+    pub filtered: u64,
+    /// Datagrams whose TTL ended on the way.
+    pub expired: u64,
     /// What cables saw, while a capture runs.
     pub captured: Option<Vec<Captured>>,
     /// Events handled so far.
@@ -124,7 +128,7 @@ pub struct World {
     base: Instant,
     now: Duration,
     heap: Heap<What>,
-    links: Chance,
+    pub(crate) links: Chance,
     scratch: Scratch,
     home: Network,
 }
@@ -134,7 +138,7 @@ pub(crate) enum What {
     Endpoints(HostId, u32),
     Wake(HostId, u32),
     WallTime(HostId, u32),
-    Arrive { out: PortId, into: PortId, bytes: Vec<u8> },
+    Arrive { out: PortId, into: PortId, packet: Packet },
     Tell(HostId, u32, Box<dht::Event>),
     Step(Step),
     Ping(usize),
@@ -159,8 +163,11 @@ impl World {
             calls: Vec::new(),
             replies: BTreeMap::new(),
             sent: BTreeMap::new(),
+            arrived: BTreeMap::new(),
             astray: (0, 0),
             lost: 0,
+            filtered: 0,
+            expired: 0,
             captured: None,
             handled: 0,
             hosts: Vec::new(),
@@ -275,7 +282,7 @@ impl World {
                     self.drive(host, |process, _, now, output| process.wall_time(unix, now, output));
                 }
             }
-            What::Arrive { out, into, bytes } => self.arrive(out, into, &bytes),
+            What::Arrive { out, into, packet } => self.arrive(out, into, packet),
             What::Tell(host, life, event) => {
                 if self.hosts[host.0].life == life {
                     self.note(host, format_args!("directory {}", kind(&event)));
@@ -351,15 +358,6 @@ impl World {
         }
     }
 
-    fn arrive(&mut self, out: PortId, into: PortId, bytes: &[u8]) {
-        if !self.topology.adjacent(out, into) {
-            return;
-        }
-        let (host, source) = (self.topology.host_of(into), SocketAddr::new(self.topology.address_of(out), PORT));
-        self.note(host, format_args!("recv {source} {}", bytes.len()));
-        self.drive(host, |process, scratch, now, output| process.datagram(bytes, source, scratch, now, output));
-    }
-
     fn ask_once(&mut self, index: usize) {
         let now = self.now;
         let conversation = &mut self.conversations[index];
@@ -395,8 +393,8 @@ impl World {
     fn settle(&mut self, id: HostId, mut output: Output) {
         let now = self.now;
         loop {
-            for (endpoint, bytes) in std::mem::take(&mut output.sends) {
-                self.transmit(id, endpoint, bytes);
+            for Transmit { endpoint, bytes, hop_limit } in std::mem::take(&mut output.sends) {
+                self.transmit(id, PORT, endpoint, hop_limit.unwrap_or(TTL), bytes);
             }
             for command in std::mem::take(&mut output.commands) {
                 self.hosts[id.0].costs.commands += 1;
@@ -453,36 +451,6 @@ impl World {
         }
     }
 
-    fn transmit(&mut self, from: HostId, endpoint: SocketAddr, bytes: Vec<u8>) {
-        self.note(from, format_args!("send {endpoint} {} {:016x}", bytes.len(), fingerprint(&bytes)));
-        let costs = &mut self.hosts[from.0].costs;
-        let kind = bytes.first().copied().filter(|kind| (1..=4).contains(kind)).unwrap_or(0);
-        costs.sent[usize::from(kind)] += 1;
-        costs.bytes += bytes.len() as u64;
-        if let Some(captured) = self.captured.as_mut().filter(|captured| captured.len() < MAX_CAPTURED) {
-            captured.push(Captured { at: self.now, from, endpoint, bytes: bytes.clone() });
-        }
-        let way = self.topology.route(from, endpoint.ip()).filter(|_| endpoint.port() == PORT);
-        let Some((out, into)) = way else {
-            self.astray = (self.astray.0 + 1, self.astray.1 + bytes.len() as u64);
-            return;
-        };
-        let sent = self.sent.entry((from, self.topology.host_of(into))).or_default();
-        *sent = (sent.0 + 1, sent.1 + bytes.len() as u64);
-        let headers = if endpoint.is_ipv4() { 28 } else { 48 };
-        match self.topology.carry(out, bytes.len() + headers, self.now, &mut self.links) {
-            Carried::Once(at) => self.push_at(at, What::Arrive { out, into, bytes }),
-            Carried::Twice(first, second) => {
-                self.push_at(first, What::Arrive { out, into, bytes: bytes.clone() });
-                self.push_at(second, What::Arrive { out, into, bytes });
-            }
-            Carried::Lost(loss) => {
-                self.lost += 1;
-                self.note(from, format_args!("lost {loss:?}"));
-            }
-        }
-    }
-
     /// Sees to it that a host is called at its deadline. An event that has become too early reschedules itself.
     pub(crate) fn schedule(&mut self, id: HostId) {
         let (base, now, host) = (self.base, self.now, &mut self.hosts[id.0]);
@@ -509,7 +477,7 @@ impl World {
         self.push_at(self.now + after, what);
     }
 
-    fn push_at(&mut self, at: Duration, what: What) {
+    pub(crate) fn push_at(&mut self, at: Duration, what: What) {
         self.heap.push(at, what);
     }
 

@@ -74,6 +74,7 @@ fn a_hundred_thousand_datagrams_of_garbage_cost_no_memory_and_no_ping() {
     let counted: u64 = [
         DropReason::DatagramMalformed,
         DropReason::UnknownReceiver,
+        DropReason::UnknownChannel,
         DropReason::HandshakeMac,
         DropReason::HandshakeMalformed,
     ]

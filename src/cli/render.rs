@@ -133,11 +133,17 @@ fn status(info: &Status) -> String {
         ("ipv4", info.ipv4.to_string()),
         ("ipv6", info.ipv6.to_string()),
         ("endpoints", list(&info.endpoints)),
+        ("seen at", seen_at(info)),
         ("members", format!("{} known, {} connected", info.members, info.connected)),
         ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
         ("uptime", human(info.uptime)),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
+}
+
+fn seen_at(info: &Status) -> String {
+    let mapping = format!("mapping {}", info.mapping);
+    if info.seen_at.is_empty() { mapping } else { format!("{}; {mapping}", list(&info.seen_at)) }
 }
 
 fn forwarding(info: &ForwardingInfo) -> String {
@@ -156,7 +162,7 @@ fn peers(list: &[PeerInfo]) -> String {
         [
             peer.name.clone(),
             peer.ipv4.to_string(),
-            peer.path.clone(),
+            peer.via.as_ref().map_or_else(|| peer.path.clone(), |relay| format!("{} by {relay}", peer.path)),
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
@@ -251,6 +257,7 @@ mod tests {
             ipv4: "10.70.0.1".parse().expect("an address"),
             ipv6: "fd00::1".parse().expect("an address"),
             path: "none".to_owned(),
+            via: None,
             endpoint: None,
             rtt_ms: None,
             cipher: None,

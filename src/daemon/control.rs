@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "the control thread tells the node the time and gives it its seed")]
 
 use std::collections::{BTreeMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -25,13 +25,14 @@ use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
 use crate::identity::ula_prefix;
 use crate::node::event::PeerChange;
-use crate::node::{Command, CommandId, Event, ForwardingInfo, Node, Reply};
+use crate::node::{Command, CommandId, Event, ForwardingInfo, Node, Reply, Transmit};
 use crate::switch::Fib;
 use crate::tap::device::Device;
 use crate::tap::queue::Queue;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
-use super::lane::{self, Common, FromLane, Lanes};
+use super::direction::FromLane;
+use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -261,7 +262,7 @@ impl Control {
             self.fib.store(fib);
         }
         while let Some(transmit) = self.node.poll_transmit() {
-            if let Err(error) = self.send(transmit.endpoint, &transmit.bytes) {
+            if let Err(error) = self.send(&transmit) {
                 tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
                 self.counters.count(DropReason::SendFailed);
             }
@@ -272,9 +273,13 @@ impl Control {
     }
 
     /// Sends outside the overlay only: a tunnel in its own tunnel never ends.
-    fn send(&self, endpoint: SocketAddr, bytes: &[u8]) -> std::io::Result<()> {
+    fn send(&self, transmit: &Transmit) -> std::io::Result<()> {
+        let Transmit { endpoint, ref bytes, hop_limit } = *transmit;
         if self.overlay.contains(endpoint.ip()) {
             return Err(std::io::Error::other("it is inside the overlay"));
+        }
+        if let Some(hops) = hop_limit {
+            return self.socket.try_send_near(endpoint, bytes, hops);
         }
         match DatagramKind::of(bytes) {
             Some(DatagramKind::Cookie) => self.socket.try_send_unproved(endpoint, bytes),
@@ -307,6 +312,7 @@ impl Control {
             Event::MembershipEnded => self.ended = true,
             Event::PeerChange { name, change, .. } => match change {
                 PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),
+                PeerChange::Relayed => tracing::info!("{name} is connected, through a relay"),
                 PeerChange::Gone(reason) => tracing::info!("{name} is gone: {reason}"),
             },
         }

@@ -1,50 +1,34 @@
 //! Lanes: each is one TAP queue, one UDP socket, and the two threads that move frames between them.
 //!
-//! `egress` reads frames, `ingress` receives datagrams; each lets its half of the forwarder judge the batch and carries
-//! the verdicts out itself, so no channel stands on the fast path and nothing is allocated for a frame. Datagrams leave
-//! in trains, frames are merged before they reach the kernel. What forwarding
-//! cannot judge goes to the control side by a bounded channel: when it is full, punts are dropped and counted, and
-//! notices wait where they are.
+//! A lane has two [directions](super::direction). While little happens, its leader drives both, one turn each: what it has just
+//! written into the TAP is often answered by the kernel at once, and the answer leaves without waking anybody. When it has
+//! worked for a while without a rest, its second takes over what comes in, so that a busy lane has two cores; when nothing has come
+//! in for a moment, it gives it back. Only one thread at a time drives a direction, so nothing is reordered.
 //!
-//! A thread sleeps in poll(2) on its descriptor and on an eventfd, without a timeout: an idle lane costs nothing. A flow
-//! stays in its lane: the kernel chooses the TAP queue by the flow and the socket by the peer's endpoint, and a lane writes what
-//! it receives into its own queue, so that answers leave by the same lane. Only a peer whose path changes may change lanes.
+//! Who has nothing to do sleeps in poll(2) without a timeout: an idle lane costs nothing. A flow
+//! stays in its lane: the kernel chooses the TAP queue by the flow and the socket by the session, and a lane writes what
+//! it receives into its own queue, so that answers leave by the same lane.
 
 #![expect(unsafe_code, reason = "poll(2) and eventfd(2) have no safe wrapper")]
-#![expect(clippy::disallowed_methods, reason = "a lane tells the forwarder the time, once a batch")]
+#![expect(clippy::disallowed_methods, reason = "how long a thread has worked is read from the clock")]
 
 use std::fs::File;
-use std::io::{self, Write as _};
-use std::net::SocketAddr;
-use std::ops::Range;
+use std::io::{self, Read as _, Write as _};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, Cache};
 use tokio::sync::mpsc;
 
-use crate::identity::Mac;
-use crate::node::Punted;
-use crate::switch::{Egress, Fib, Forwarder, Ingress, Notice};
-use crate::tap::coalesce::Coalescer;
+use crate::switch::{Fib, Forwarder};
 use crate::tap::queue::Queue;
-use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
+use crate::wire::Counters;
 
-use super::udp::{GRO_DATAGRAMS, TRAIN_BYTES, UdpSocket};
-
-/// Frames read, or datagrams received, in one batch. 64 full frames are 100 KB, which stay in the second-level cache
-/// from read to send; more only add delay for the first of them.
-const BATCH: usize = 64;
-
-/// Slots of a batch: what one read may bring and room for the copies of floods and the pieces of cut frames. A flood
-/// to 255 members and three large bursts of it fit; beyond, the forwarder counts `batch-full`.
-const SLOTS: usize = 1024 + GRO_DATAGRAMS;
-
-/// Bytes of a batch: room for as many copies of full frames as there are slots. Untouched pages cost nothing.
-const ARENA: usize = SLOTS * 1600;
+use super::direction::{Direction, FromLane, Half, Port};
+use super::udp::UdpSocket;
 
 /// What waits for the control side, punts and notices of one lane together: it works off a few thousand handshakes a
 /// second, so 512 are a tenth of a second of the worst; more would only be answered too late.
@@ -59,25 +43,24 @@ const LOOKS: u32 = 2;
 /// that runs at 64 Hz, or it would sleep before each of them. Twice as long would only cost more of the core.
 const BUSY_POLL: Duration = Duration::from_millis(20);
 
-/// How often a busy lane shows its counters; an idle one has shown them before it slept.
-const COUNTERS_EVERY: Duration = Duration::from_millis(100);
+/// How long the leader works without a rest before its second helps. A round trip of one packet takes a tenth of it; in bulk it
+/// is over before TCP has left its slow start.
+const APART_AFTER: Duration = Duration::from_millis(1);
 
-/// What a lane hands to the control side.
-#[derive(Debug)]
-pub enum FromLane {
-    /// A slot that forwarding could not judge.
-    Punt(Punted),
-    /// A fact that forwarding found.
-    Notice(Notice),
-}
+/// How long nothing comes in before the second gives the direction back. In bulk something comes every tenth of that; twice as long
+/// would leave more lone packets to two threads.
+const TOGETHER_AFTER: Duration = Duration::from_millis(2);
 
 /// The running lanes. Dropping them stops their threads and waits for them.
 pub struct Lanes {
-    stop: Arc<Stop>,
+    stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<()>>,
-    /// Of each thread.
+    /// What wakes the leader of each lane.
+    bells: Vec<Arc<Bell>>,
+    /// Of each direction.
     counters: Vec<Arc<Mutex<Counters>>>,
     ended: mpsc::Receiver<anyhow::Error>,
+    failed: mpsc::Sender<anyhow::Error>,
 }
 
 /// What all lanes share.
@@ -96,34 +79,76 @@ impl Lanes {
     /// # Errors
     /// When the system has no threads or descriptors left.
     pub fn start(lanes: Vec<(Queue, Arc<UdpSocket>)>, common: &Common) -> io::Result<Self> {
-        let (failed, ended) = mpsc::channel(2 * lanes.len().max(1));
-        let mut all = Self { stop: Arc::new(Stop::new()?), threads: Vec::new(), counters: Vec::new(), ended };
-        for (index, (queue, socket)) in lanes.into_iter().enumerate() {
-            let queue = Arc::new(queue);
+        let mut all = Self::none(lanes.len());
+        for (queue, socket) in lanes {
             let Forwarder { egress, ingress } = Forwarder::default();
-            let port = all.port(&queue, &socket, common);
-            all.threads.push(spawn(format!("egress/{index}"), port, egress, failed.clone())?);
-            let port = all.port(&queue, &socket, common);
-            all.threads.push(spawn(format!("ingress/{index}"), port, ingress, failed.clone())?);
+            all.add(queue, socket, common, egress, ingress)?;
         }
         Ok(all)
     }
 
-    /// What the next thread works with.
-    fn port(&mut self, queue: &Arc<Queue>, socket: &Arc<UdpSocket>, common: &Common) -> Port {
-        let shown = Arc::<Mutex<Counters>>::default();
-        self.counters.push(Arc::clone(&shown));
-        Port {
-            queue: Arc::clone(queue),
-            socket: Arc::clone(socket),
+    /// No lanes yet, of at most `count`.
+    fn none(count: usize) -> Self {
+        let (failed, ended) = mpsc::channel(2 * count.max(1));
+        let stop = Arc::default();
+        Self { stop, threads: Vec::new(), bells: Vec::new(), counters: Vec::new(), ended, failed }
+    }
+
+    fn add<E: Half, I: Half>(
+        &mut self,
+        queue: Queue,
+        socket: Arc<UdpSocket>,
+        common: &Common,
+        egress: E,
+        ingress: I,
+    ) -> io::Result<()> {
+        let index = self.bells.len();
+        let queue = Arc::new(queue);
+        let mut port = || {
+            let shown = Arc::<Mutex<Counters>>::default();
+            self.counters.push(Arc::clone(&shown));
+            Port::new(Arc::clone(&queue), Arc::clone(&socket), common.to_control.clone(), shown)
+        };
+        let mut egress = Direction::new(egress, port());
+        let ingress = Mutex::new(Direction::new(ingress, port()));
+        let bell = Arc::new(Bell::new()?);
+        self.bells.push(Arc::clone(&bell));
+        let lane = Arc::new(Lane {
+            queue,
+            socket,
             fib: Arc::clone(&common.fib),
-            to_control: common.to_control.clone(),
             busy_poll: common.busy_poll,
             stop: Arc::clone(&self.stop),
-            shown,
-            counters: Counters::default(),
-            coalescer: Coalescer::new(),
-        }
+            bell,
+            apart: AtomicBool::new(false),
+            ingress,
+        });
+        let second = {
+            let lane = Arc::clone(&lane);
+            self.spawn(format!("second/{index}"), move || lane.second())?
+        };
+        self.spawn(format!("lane/{index}"), move || lane.lead(&mut egress, &second))?;
+        Ok(())
+    }
+
+    fn spawn(
+        &mut self,
+        name: String,
+        run: impl FnOnce() -> anyhow::Result<()> + Send + 'static,
+    ) -> io::Result<std::thread::Thread> {
+        let failed = self.failed.clone();
+        let handle = std::thread::Builder::new().name(name.clone()).spawn(move || {
+            let error = match std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)) {
+                Ok(Ok(())) => return,
+                Ok(Err(error)) => error.context(format!("thread {name}")),
+                // The panic hook has printed what and where.
+                Err(_) => anyhow::anyhow!("thread {name} panicked"),
+            };
+            let _ = failed.try_send(error);
+        })?;
+        let thread = handle.thread().clone();
+        self.threads.push(handle);
+        Ok(thread)
     }
 
     /// What the lanes dropped so far, both directions.
@@ -146,265 +171,145 @@ impl Lanes {
 
 impl Drop for Lanes {
     fn drop(&mut self) {
-        self.stop.signal();
+        self.stop.store(true, Ordering::Release);
+        self.bells.iter().for_each(|bell| bell.ring());
         for thread in self.threads.drain(..) {
+            thread.thread().unpark();
             // A panic was reported by `failure` already.
             let _ = thread.join();
         }
     }
 }
 
-/// The half of a forwarder that a thread runs, and where its batches come from.
-trait Half: Send + 'static {
-    /// The descriptor to wait for.
-    fn wait_for<'a>(&self, port: &'a Port) -> BorrowedFd<'a>;
-    /// Fills `batch`; whether there may be more to read at once.
-    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch) -> anyhow::Result<bool>;
-    /// Judges every slot.
-    fn judge(&mut self, fib: &Fib, batch: &mut Batch, now: Instant);
-    /// The next fact.
-    fn notice(&mut self) -> Option<Notice>;
-    /// What it dropped.
-    fn dropped(&self) -> &Counters;
-}
-
-impl Half for Egress {
-    fn wait_for<'a>(&self, port: &'a Port) -> BorrowedFd<'a> {
-        port.queue.as_fd()
-    }
-
-    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
-        let longest =
-            |frame: &[u8]| frame.first_chunk().map_or(usize::MAX, |destination| fib.longest_whole(Mac(*destination)));
-        let taken = port
-            .queue
-            .read(batch, BATCH, longest)
-            .map_err(|error| anyhow::anyhow!("the TAP device is gone: {error}"))?;
-        port.counters.count_many(DropReason::SuperframeMalformed, taken.malformed);
-        port.counters.count_many(DropReason::BatchFull, taken.full);
-        Ok(taken.more)
-    }
-
-    fn judge(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
-        self.handle_frames(fib, batch, now);
-    }
-
-    fn notice(&mut self) -> Option<Notice> {
-        self.poll_notice()
-    }
-
-    fn dropped(&self) -> &Counters {
-        self.counters()
-    }
-}
-
-impl Half for Ingress {
-    fn wait_for<'a>(&self, port: &'a Port) -> BorrowedFd<'a> {
-        port.socket.as_fd()
-    }
-
-    fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
-        let (_, more) =
-            port.socket.receive(batch, BATCH).map_err(|error| anyhow::anyhow!("the UDP socket failed: {error}"))?;
-        Ok(more)
-    }
-
-    fn judge(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
-        self.handle_datagrams(fib, batch, now);
-    }
-
-    fn notice(&mut self) -> Option<Notice> {
-        self.poll_notice()
-    }
-
-    fn dropped(&self) -> &Counters {
-        self.counters()
-    }
-}
-
-/// Everything a thread of a lane works with, its half apart.
-struct Port {
+/// What the two threads of a lane share.
+struct Lane<I> {
     queue: Arc<Queue>,
     socket: Arc<UdpSocket>,
     fib: Arc<ArcSwap<Fib>>,
-    to_control: mpsc::Sender<FromLane>,
     busy_poll: bool,
-    stop: Arc<Stop>,
-    /// What the status shows: the half's counters and `counters` together.
-    shown: Arc<Mutex<Counters>>,
-    /// What was lost here, outside the forwarder.
-    counters: Counters,
-    coalescer: Coalescer,
+    stop: Arc<AtomicBool>,
+    bell: Arc<Bell>,
+    /// Whether the second drives what comes in.
+    apart: AtomicBool,
+    /// Locked by whoever drives it, for a turn or for as long as the lane is apart; nobody ever waits for it.
+    ingress: Mutex<Direction<I>>,
 }
 
-/// Datagrams that lie end to end and go to one endpoint: one system call sends them.
-#[derive(Debug, Clone, Copy)]
-struct Train {
-    endpoint: SocketAddr,
-    ecn: Ecn,
-    /// The slots at its ends.
-    first: usize,
-    last: usize,
-    /// Datagrams.
-    count: usize,
-    /// Bytes of the first, and of every other but the last.
-    size: usize,
-    /// Bytes of all.
-    len: usize,
-}
-
-fn spawn<H: Half>(
-    name: String,
-    mut port: Port,
-    mut half: H,
-    failed: mpsc::Sender<anyhow::Error>,
-) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.clone()).spawn(move || {
-        let run = std::panic::AssertUnwindSafe(|| port.run(&mut half));
-        let error = match std::panic::catch_unwind(run) {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.context(format!("lane {name}")),
-            // The panic hook has printed what and where.
-            Err(_) => anyhow::anyhow!("lane {name} panicked"),
-        };
-        let _ = failed.try_send(error);
-    })
-}
-
-impl Port {
-    fn run<H: Half>(&mut self, half: &mut H) -> anyhow::Result<()> {
-        let mut batch = Batch::new(ARENA, SLOTS);
+impl<I: Half> Lane<I> {
+    /// Drives what goes out, and what comes in unless the second does.
+    fn lead<E: Half>(&self, egress: &mut Direction<E>, second: &std::thread::Thread) -> anyhow::Result<()> {
         let mut fib = Cache::new(Arc::clone(&self.fib));
-        let mut shown = Instant::now();
-        let (mut worked, mut looks) = (shown, LOOKS);
-        while !self.stop.is_signalled() {
-            batch.clear();
+        let mut pace = Pace::new(self.busy_poll.then_some(BUSY_POLL));
+        while !self.is_stopped() {
             let fib = fib.load();
-            let more = half.read(self, fib, &mut batch)?;
-            let now = Instant::now();
-            if !batch.is_empty() {
-                half.judge(fib, &mut batch, now);
-                self.carry_out(fib, &mut batch);
+            let out = egress.turn(fib)?;
+            let apart = self.apart.load(Ordering::Acquire);
+            let (mut worked, mut more) = (out.worked, out.more);
+            if !apart {
+                let back = self.ingress().turn(fib)?;
+                worked |= back.worked;
+                more |= back.more;
             }
-            self.pass_notices(half);
-            if !more || now.duration_since(shown) >= COUNTERS_EVERY {
-                self.show(half.dropped());
-                shown = now;
+            if worked && !apart && out.at.duration_since(pace.rested) >= APART_AFTER {
+                self.apart.store(true, Ordering::Release);
+                second.unpark();
             }
-            if more {
+            if more || pace.goes_on(worked, out.at) {
                 continue;
             }
-            if !batch.is_empty() {
-                worked = now;
-            }
-            looks = if batch.is_empty() { looks + 1 } else { 0 };
-            if looks < LOOKS || self.busy_poll && now.duration_since(worked) < BUSY_POLL {
-                // Whoever makes our work may be waiting for this very core.
-                std::thread::yield_now();
+            egress.show();
+            if apart {
+                self.bell.wait([Some(self.queue.as_fd()), None])?;
             } else {
-                self.stop.wait(half.wait_for(self))?;
-                looks = 0;
+                self.ingress().show();
+                self.bell.wait([Some(self.queue.as_fd()), Some(self.socket.as_fd())])?;
             }
+            pace.rested = Instant::now();
         }
         Ok(())
     }
 
-    fn carry_out(&mut self, fib: &Fib, batch: &mut Batch) {
-        let mut train: Option<Train> = None;
-        let (mut deliver, longest) = (false, self.socket.longest_train());
-        for index in batch.in_order() {
-            match batch.slots()[index].verdict {
-                Verdict::Send(endpoint) => {
-                    let joined = train.and_then(|train| train.with(batch, index, endpoint, longest));
-                    if joined.is_none() {
-                        self.depart(batch, train);
-                    }
-                    train = joined.or_else(|| Some(Train::of(batch, index, endpoint)));
+    /// Drives what comes in while there is much of it.
+    fn second(&self) -> anyhow::Result<()> {
+        let mut fib = Cache::new(Arc::clone(&self.fib));
+        while !self.is_stopped() {
+            if !self.apart.load(Ordering::Acquire) {
+                std::thread::park();
+                continue;
+            }
+            let mut ingress = self.ingress();
+            let mut pace = Pace::new(self.busy_poll.then_some(TOGETHER_AFTER));
+            while !self.is_stopped() {
+                let turn = ingress.turn(fib.load())?;
+                if turn.more || pace.goes_on(turn.worked, turn.at) {
+                    continue;
                 }
-                Verdict::Deliver => deliver = true,
-                Verdict::Punt(punt) => self.punt(fib, batch, index, punt),
-                Verdict::Drop(reason) => tracing::trace!(reason = reason.name(), "dropped"),
-                Verdict::Pending | Verdict::Done => {}
+                ingress.show();
+                if !is_readable(self.socket.as_fd(), TOGETHER_AFTER)? {
+                    break;
+                }
             }
+            drop(ingress);
+            self.apart.store(false, Ordering::Release);
+            self.bell.ring();
         }
-        self.depart(batch, train);
-        if deliver {
-            self.deliver(batch);
-        }
+        Ok(())
     }
 
-    fn depart(&mut self, batch: &Batch, train: Option<Train>) {
-        let Some(Train { endpoint, ecn, first, last, size, .. }) = train else { return };
-        let lost = self.socket.send_train(endpoint, ecn, batch.bytes_across(first, last), size);
-        self.counters.count_many(DropReason::SendFailed, lost);
+    fn ingress(&self) -> MutexGuard<'_, Direction<I>> {
+        self.ingress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn deliver(&mut self, batch: &mut Batch) {
-        self.coalescer.coalesce(batch, self.queue.offloads());
-        for delivery in self.coalescer.deliveries() {
-            if let Err(error) = self.queue.deliver(batch, &delivery) {
-                tracing::trace!(%error, "not delivered");
-                self.counters.count_many(DropReason::TapFailed, delivery.slots().count() as u64);
-            }
-        }
-    }
-
-    /// Copies a slot to the control side, if there is room.
-    fn punt(&mut self, fib: &Fib, batch: &Batch, index: usize, punt: Punt) {
-        let Ok(permit) = self.to_control.try_reserve() else {
-            self.counters.count(DropReason::PuntFull);
-            return;
-        };
-        let slot = &batch.slots()[index];
-        let peer = slot.peer.and_then(|peer| fib.peers.get(peer)).map(|peer| peer.peer);
-        let punted = Punted { punt, bytes: batch.bytes(index).to_vec(), source: slot.source, peer };
-        permit.send(FromLane::Punt(punted));
-    }
-
-    /// Hands notices on while there is room; the others stay in the forwarder until the next batch.
-    fn pass_notices<H: Half>(&self, half: &mut H) {
-        while let Ok(permit) = self.to_control.try_reserve() {
-            let Some(notice) = half.notice() else { return };
-            permit.send(FromLane::Notice(notice));
-        }
-    }
-
-    fn show(&self, dropped: &Counters) {
-        let mut shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        shown.clone_from(dropped);
-        shown.add(&self.counters);
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
     }
 }
 
-impl Train {
-    fn of(batch: &Batch, slot: usize, endpoint: SocketAddr) -> Self {
-        let len = batch.bytes(slot).len();
-        Self { endpoint, ecn: batch.slots()[slot].ecn, first: slot, last: slot, count: 1, size: len, len }
+/// When a thread sleeps.
+struct Pace {
+    /// How long to look for work first.
+    busy_poll: Option<Duration>,
+    /// When it last woke up, or would have slept.
+    rested: Instant,
+    /// When it last had work.
+    worked: Instant,
+    /// How often in a row it found none.
+    looks: u32,
+}
+
+impl Pace {
+    fn new(busy_poll: Option<Duration>) -> Self {
+        let now = Instant::now();
+        Self { busy_poll, rested: now, worked: now, looks: 0 }
     }
 
-    /// The train with the datagram of `slot` behind it; `None` if it cannot join.
-    fn with(self, batch: &Batch, slot: usize, endpoint: SocketAddr, longest: usize) -> Option<Self> {
-        let (before, next) = (&batch.slots()[self.last], &batch.slots()[slot]);
-        let (Range { start: begin, end }, Range { start, end: next_end }) = (before.range(), next.range());
-        let joins = endpoint == self.endpoint
-            && next.ecn == self.ecn
-            && start == end
-            && next_end - start <= self.size
-            // A shorter one is the last.
-            && end - begin == self.size
-            && self.count < longest
-            && self.len + next_end - start <= TRAIN_BYTES;
-        joins.then_some(Self { last: slot, count: self.count + 1, len: self.len + next_end - start, ..self })
+    /// Whether to look again after a turn at `at` that `worked` or did not; gives way to others first.
+    fn goes_on(&mut self, worked: bool, at: Instant) -> bool {
+        if worked {
+            self.worked = at;
+            self.looks = 0;
+        } else {
+            self.looks += 1;
+        }
+        if self.looks >= LOOKS {
+            self.rested = at;
+        }
+        let patient = |limit| at.duration_since(self.worked) < limit;
+        let goes_on = self.looks < LOOKS || self.busy_poll.is_some_and(patient);
+        if goes_on {
+            // Whoever makes our work may be waiting for this very core.
+            std::thread::yield_now();
+        } else {
+            self.looks = 0;
+        }
+        goes_on
     }
 }
 
-/// Wakes the threads of a lane so that they end.
-struct Stop {
-    event: File,
-    signalled: AtomicBool,
-}
+/// Wakes the leader of a lane.
+struct Bell(File);
 
-impl Stop {
+impl Bell {
     fn new() -> io::Result<Self> {
         // SAFETY: eventfd takes no pointer.
         let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
@@ -412,42 +317,62 @@ impl Stop {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and nobody else owns it.
-        let event = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-        Ok(Self { event, signalled: AtomicBool::new(false) })
+        Ok(Self(File::from(unsafe { OwnedFd::from_raw_fd(fd) })))
     }
 
-    fn signal(&self) {
-        self.signalled.store(true, Ordering::Release);
-        // It can only fail when the counter is full, and then everybody is awake.
-        let _ = (&self.event).write(&1u64.to_ne_bytes());
+    fn ring(&self) {
+        // It can only fail when the counter is full, and then it rings already.
+        let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    fn is_signalled(&self) -> bool {
-        self.signalled.load(Ordering::Acquire)
-    }
-
-    /// Sleeps until `fd` is readable or has an error, or the lane is to stop.
-    fn wait(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        let wanted = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polls = [wanted(fd.as_raw_fd()), wanted(self.event.as_raw_fd())];
-        // SAFETY: `polls` is an array of two valid pollfds, alive for the call; both descriptors are open.
-        let result = unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
-        match result {
-            0.. => Ok(()),
-            _ => match io::Error::last_os_error() {
-                error if error.kind() == io::ErrorKind::Interrupted => Ok(()),
-                error => Err(error),
-            },
+    /// Sleeps until one of `fds` is readable or has an error, or the bell rings.
+    fn wait(&self, fds: [Option<BorrowedFd<'_>>; 2]) -> io::Result<()> {
+        // poll(2) passes over what is negative.
+        let wanted = |fd: Option<BorrowedFd<'_>>| watched(fd.map_or(-1, |fd| fd.as_raw_fd()));
+        let mut polls = [watched(self.0.as_raw_fd()), wanted(fds[0]), wanted(fds[1])];
+        poll(&mut polls, -1)?;
+        if polls[0].revents != 0 {
+            // It says how often it rang; all of that is over now.
+            let _ = (&self.0).read(&mut [0; 8]);
         }
+        Ok(())
+    }
+}
+
+/// Waits until `fd` is readable or has an error, or `limit` is over; whether it is.
+fn is_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    poll(&mut [watched(fd.as_raw_fd())], limit.as_millis() as libc::c_int)
+}
+
+fn watched(fd: libc::c_int) -> libc::pollfd {
+    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+}
+
+/// Whether any of them has something, before `limit` milliseconds are over (-1: never).
+fn poll(polls: &mut [libc::pollfd], limit: libc::c_int) -> io::Result<bool> {
+    // SAFETY: `polls` is a slice of valid pollfds, alive for the call.
+    let result = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, limit) };
+    match result {
+        0.. => Ok(result > 0),
+        _ => match io::Error::last_os_error() {
+            // Somebody looks whether there is work, and comes back.
+            error if error.kind() == io::ErrorKind::Interrupted => Ok(true),
+            error => Err(error),
+        },
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
+    use super::super::direction::BATCH;
     use super::*;
+    use crate::identity::Mac;
+    use crate::node::Punted;
+    use crate::switch::{Egress, Notice};
     use crate::tap::queue::tests::{MAC, device};
+    use crate::wire::{Batch, DropReason, Punt, Verdict};
 
     /// Punts every datagram, panics at the word "panic", and has seen one thing worth telling.
     #[derive(Default)]
@@ -457,10 +382,6 @@ mod tests {
     }
 
     impl Half for Witness {
-        fn wait_for<'a>(&self, port: &'a Port) -> BorrowedFd<'a> {
-            port.socket.as_fd()
-        }
-
         fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
             Ok(port.socket.receive(batch, BATCH)?.1)
         }
@@ -492,28 +413,21 @@ mod tests {
         sender: UdpSocket,
     }
 
+    /// A lane whose incoming direction is a [`Witness`], with room for `room` things to tell.
     fn bench(name: &str, room: usize) -> Option<Bench> {
-        let device = device(name)?;
+        let queue = device(name)?.queue(0).expect("a queue");
         let here = Arc::new(socket());
-        let (to_control, from_lane) = mpsc::channel(room);
-        let (failed, ended) = mpsc::channel(2);
-        let stop = Arc::new(Stop::new().expect("an eventfd"));
-        let counters = vec![Arc::default()];
-        let port = Port {
-            queue: Arc::new(device.queue(0).expect("a queue")),
-            socket: Arc::clone(&here),
-            fib: Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500))),
-            to_control,
-            busy_poll: false,
-            stop: Arc::clone(&stop),
-            shown: Arc::clone(&counters[0]),
-            counters: Counters::default(),
-            coalescer: Coalescer::new(),
-        };
-        let thread = spawn("test/0".into(), port, Witness::default(), failed).expect("a thread");
-        let lane = Lanes { stop, threads: vec![thread], counters, ended };
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, here.port()));
+        let (common, from_lane) = common(room);
+        let mut lane = Lanes::none(1);
+        lane.add(queue, here, &common, Egress::default(), Witness::default()).expect("it starts");
         Some(Bench { lane, from_lane, to, sender: socket() })
+    }
+
+    fn common(room: usize) -> (Common, mpsc::Receiver<FromLane>) {
+        let (to_control, from_lane) = mpsc::channel(room);
+        let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500)));
+        (Common { fib, to_control, busy_poll: false }, from_lane)
     }
 
     fn soon<T>(future: impl Future<Output = T>) -> T {
@@ -529,6 +443,29 @@ mod tests {
         let Some(FromLane::Punt(punted)) = soon(bench.from_lane.recv()) else { panic!("no punt") };
         assert_eq!((punted.punt, &punted.bytes[..], punted.peer), (Punt::Handshake, &b"who are you"[..], None));
         assert_eq!(punted.source, Some((Ipv4Addr::LOCALHOST, bench.sender.port()).into()));
+    }
+
+    #[test]
+    fn whoever_drives_a_direction_its_order_stays() {
+        const BURSTS: u32 = 8;
+        const IN_ONE: u32 = 3000;
+        let Some(mut bench) = bench("mtest-order", (BURSTS * IN_ONE + 8) as usize) else { return };
+        let (mut last, mut arrived) = (None, 0);
+        for burst in 0..BURSTS {
+            // Far longer than it takes until the second helps, and after it a rest in which it gives back.
+            for number in burst * IN_ONE..(burst + 1) * IN_ONE {
+                bench.sender.try_send(bench.to, &number.to_be_bytes()).expect("sent");
+            }
+            std::thread::sleep(10 * TOGETHER_AFTER);
+            while let Ok(told) = bench.from_lane.try_recv() {
+                // What the kernel sends into a new device is punted too, by the other direction.
+                let FromLane::Punt(punted @ Punted { punt: Punt::Handshake, .. }) = told else { continue };
+                let number = u32::from_be_bytes(punted.bytes[..].try_into().expect("a number"));
+                assert!(last < Some(number), "{number} after {last:?}");
+                (last, arrived) = (Some(number), arrived + 1);
+            }
+        }
+        assert!(arrived > BURSTS * IN_ONE / 2, "{arrived} of {}", BURSTS * IN_ONE);
     }
 
     #[test]
@@ -550,18 +487,15 @@ mod tests {
     fn a_panic_in_a_lane_is_an_error_of_the_daemon() {
         let Some(mut bench) = bench("mtest-panic", 8) else { return };
         bench.sender.try_send(bench.to, b"panic").expect("sent");
-        assert_eq!(soon(bench.lane.failure()).to_string(), "lane test/0 panicked");
+        assert_eq!(soon(bench.lane.failure()).to_string(), "thread lane/0 panicked");
     }
 
     #[test]
     fn an_idle_lane_stops_at_once() {
         let Some(device) = device("mtest-stop") else { return };
-        let socket = Arc::new(socket());
-        let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500)));
-        let (to_control, _from_lane) = mpsc::channel(8);
+        let (common, _from_lane) = common(8);
         let queue = device.queue(0).expect("a queue");
-        let lane =
-            Lanes::start(vec![(queue, socket)], &Common { fib, to_control, busy_poll: false }).expect("it starts");
+        let lane = Lanes::start(vec![(queue, Arc::new(socket()))], &common).expect("it starts");
         std::thread::sleep(Duration::from_millis(50));
         let begin = Instant::now();
         drop(lane);

@@ -1,11 +1,12 @@
 //! The daemon: threads, sockets, files and the operator's API around the pure node and forwarder.
 //!
-//! One `control` thread owns the node; each lane has an egress thread (TAP → underlay) and an ingress thread (underlay
-//! → TAP) that read the node's last picture without a lock; libp2p has a thread of its own. Between them are bounded
+//! One `control` thread owns the node; each lane has two threads, which share its two directions (TAP → underlay, underlay
+//! → TAP) by load and read the node's last picture without a lock; libp2p has a thread of its own. Between them are bounded
 //! channels only.
 
 pub mod api;
 pub mod control;
+pub mod direction;
 pub mod enroll;
 pub mod lane;
 pub mod netlink;

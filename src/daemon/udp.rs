@@ -8,7 +8,7 @@
 //! The socket never fragments (quinn-udp sets `IP_PMTUDISC_PROBE` and `IPV6_DONTFRAG`): frames that a path cannot carry
 //! are cut inside the tunnel, where one lost piece is noticed.
 
-#![expect(unsafe_code, reason = "poll(2), TIOCOUTQ and some socket options have no safe wrapper")]
+#![expect(unsafe_code, reason = "poll(2), TIOCOUTQ, control messages and some socket options have no safe wrapper")]
 
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpListener};
@@ -20,7 +20,7 @@ use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::DEFAULT_PORT;
-use crate::wire::{Batch, Ecn};
+use crate::wire::{Batch, Ecn, SHARE_BITS};
 
 /// Receive buffer of the socket, bytes: at 10 Gbit/s 4 MiB bridge the 3 ms for which the scheduler may keep an ingress
 /// thread waiting. Twice as much would only age datagrams.
@@ -62,8 +62,9 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Opens `lanes` sockets at one port, between which the kernel divides peers by their endpoints. `port` must be free for
-    /// UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any other that is.
+    /// Opens `lanes` sockets at one port, between which the kernel divides sessions by the [`SHARE_BITS`] of their index, so that
+    /// a peer stays where it is. `port` must be free for UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any
+    /// other that is.
     ///
     /// # Errors
     /// Fit to be shown.
@@ -77,7 +78,11 @@ impl UdpSocket {
         drop(alone);
         let shared =
             || Self::bind(port, true).with_context(|| format!("UDP port {port} could not be shared by the lanes"));
-        (0..lanes).map(|_| shared()).collect()
+        let sockets: Vec<Self> = (0..lanes).map(|_| shared()).collect::<anyhow::Result<_>>()?;
+        if let Err(error) = divide_by_session(&sockets[0].socket, lanes) {
+            tracing::warn!(%error, "a peer whose address changes may change lanes, and its datagrams overtake each other");
+        }
+        Ok(sockets)
     }
 
     fn open_one(port: Option<u16>) -> anyhow::Result<Self> {
@@ -224,6 +229,51 @@ impl UdpSocket {
         self.transmit(&self.single, endpoint, Ecn::NotCapable, bytes, None)
     }
 
+    /// Sends one datagram that crosses `hops` routers at most, without waiting. All others cross as many as ever, so it is
+    /// said with the datagram (RFC 3542, section 6.3), not to the socket.
+    ///
+    /// # Errors
+    /// As [`UdpSocket::try_send`].
+    pub fn try_send_near(&self, endpoint: SocketAddr, bytes: &[u8], hops: u8) -> io::Result<()> {
+        /// A control message of one `int`, as the kernel has it.
+        #[repr(C)]
+        struct Control {
+            header: libc::cmsghdr,
+            value: libc::c_int,
+            padding: libc::c_int,
+        }
+        let (level, option) = match endpoint {
+            SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TTL),
+            SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT),
+        };
+        let address = socket2::SockAddr::from(self.destination(endpoint)?);
+        // SAFETY: a header and a message of zeros are valid, and say nothing. The C libraries pad them differently.
+        let (mut header, mut message): (libc::cmsghdr, libc::msghdr) = unsafe { std::mem::zeroed() };
+        header.cmsg_len = (size_of::<libc::cmsghdr>() + size_of::<libc::c_int>()) as _;
+        header.cmsg_level = level;
+        header.cmsg_type = option;
+        let mut control = Control { header, value: hops.into(), padding: 0 };
+        let mut contents = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        message.msg_name = address.as_ptr().cast_mut().cast();
+        message.msg_namelen = address.len();
+        message.msg_iov = &raw mut contents;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = size_of::<Control>() as _;
+        // SAFETY: everything that `message` points to lives for the call, and sendmsg only reads it; the descriptor is open.
+        let sent = unsafe { libc::sendmsg(self.socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// As the socket's family has it.
+    fn destination(&self, endpoint: SocketAddr) -> io::Result<SocketAddr> {
+        match (endpoint, self.dual) {
+            (SocketAddr::V4(v4), true) => Ok(SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port()))),
+            (SocketAddr::V6(_), false) => Err(io::ErrorKind::NetworkUnreachable.into()),
+            (SocketAddr::V4(_) | SocketAddr::V6(_), _) => Ok(endpoint),
+        }
+    }
+
     fn transmit(
         &self,
         state: &UdpSocketState,
@@ -232,11 +282,7 @@ impl UdpSocket {
         bytes: &[u8],
         size: Option<usize>,
     ) -> io::Result<()> {
-        let destination = match (endpoint, self.dual) {
-            (SocketAddr::V4(v4), true) => SocketAddr::from((v4.ip().to_ipv6_mapped(), v4.port())),
-            (SocketAddr::V6(_), false) => return Err(io::ErrorKind::NetworkUnreachable.into()),
-            (SocketAddr::V4(_) | SocketAddr::V6(_), _) => endpoint,
-        };
+        let destination = self.destination(endpoint)?;
         let ecn = EcnCodepoint::from_bits(ecn as u8);
         let transmit = Transmit { destination, ecn, contents: bytes, segment_size: size, src_ip: None };
         state.try_send((&self.socket).into(), &transmit)
@@ -314,6 +360,31 @@ fn tcp_is_free(port: u16) -> bool {
     .is_ok()
 }
 
+/// Has the kernel choose among the `count` sockets that share the port of `socket` by the session of a datagram: classic BPF,
+/// which sees the UDP payload. What is too short to have an index goes to the first.
+fn divide_by_session(socket: &Socket, count: usize) -> io::Result<()> {
+    let instruction = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let mut program = [
+        // The last byte of the receiver index.
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 7),
+        instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, SHARE_BITS),
+        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count as u32),
+        instruction(libc::BPF_RET | libc::BPF_A, 0),
+    ];
+    let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
+    // SAFETY: the option takes a sock_fprog, whose instructions live for the call; the kernel checks them and keeps a copy.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_CBPF,
+            (&raw const program).cast(),
+            size_of_val(&program) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Sets an option whose value is a number; whether the kernel took it.
 fn set_option(socket: &Socket, level: libc::c_int, option: libc::c_int, value: libc::c_int) -> bool {
     // SAFETY: every option used here takes a c_int, which `value` is; it lives for the call; the descriptor is open.
@@ -362,6 +433,60 @@ mod tests {
         let batch = receive(&there);
         assert_eq!(batch.bytes(0), b"six");
         assert_eq!(batch.slots()[0].source, Some(SocketAddr::from((Ipv6Addr::LOCALHOST, here.port()))));
+    }
+
+    #[test]
+    fn a_datagram_that_is_to_stay_near_arrives_next_door_with_few_hops_left() {
+        let receiver = any();
+        for (ip, level, option) in [
+            (IpAddr::from(Ipv4Addr::LOCALHOST), libc::IPPROTO_IP, libc::IP_RECVTTL),
+            (IpAddr::from(Ipv6Addr::LOCALHOST), libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT),
+        ] {
+            assert!(set_option(&receiver.socket, level, option, 1));
+            any().try_send_near(SocketAddr::new(ip, receiver.port()), b"near", 2).expect("sent");
+            let (mut bytes, mut control) = ([0u8; 16], [0u64; 16]);
+            let mut contents = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+            // SAFETY: as in `try_send_near`; the kernel writes into `bytes` and `control`, which live for the call.
+            let hops = unsafe {
+                let mut message: libc::msghdr = std::mem::zeroed();
+                message.msg_iov = &raw mut contents;
+                message.msg_iovlen = 1;
+                message.msg_control = control.as_mut_ptr().cast();
+                message.msg_controllen = size_of_val(&control);
+                assert_eq!(
+                    libc::recvmsg(receiver.socket.as_raw_fd(), &raw mut message, 0),
+                    4,
+                    "blocks until it is there"
+                );
+                let mut found = None;
+                let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+                while !header.is_null() {
+                    if matches!((*header).cmsg_type, libc::IP_TTL | libc::IPV6_HOPLIMIT) {
+                        found = Some(libc::CMSG_DATA(header).cast::<libc::c_int>().read_unaligned());
+                    }
+                    header = libc::CMSG_NXTHDR(&raw const message, header);
+                }
+                found
+            };
+            assert_eq!((&bytes[..4], hops), (&b"near"[..], Some(2)), "{ip}");
+        }
+    }
+
+    #[test]
+    fn a_session_stays_at_one_socket_wherever_it_comes_from() {
+        let sockets = UdpSocket::open(None, 3).expect("three sockets");
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets[0].port()));
+        for index in [5u32, 0xdead_bee5, 16, 17, u32::MAX] {
+            for _path in 0..4 {
+                let mut datagram = [4, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3];
+                datagram[4..8].copy_from_slice(&index.to_be_bytes());
+                any().try_send(to, &datagram).expect("sent");
+                let socket = &sockets[(index & SHARE_BITS) as usize % 3];
+                assert_eq!(receive(socket).bytes(0), datagram, "{index:x}");
+            }
+        }
+        any().try_send(to, b"short").expect("sent");
+        assert_eq!(receive(&sockets[0]).bytes(0), b"short");
     }
 
     #[test]

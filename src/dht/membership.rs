@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use crate::identity::{Mac, Name, PeerId, UnixSeconds};
 
@@ -50,6 +51,8 @@ pub struct Roster {
     by_mac: BTreeMap<Mac, PeerId>,
     by_ip: BTreeMap<IpAddr, PeerId>,
     by_name: BTreeMap<Name, PeerId>,
+    /// Kept, because pictures are drawn far more often than members change.
+    neighbors: Arc<BTreeMap<IpAddr, Mac>>,
 }
 
 impl Roster {
@@ -79,6 +82,9 @@ impl Roster {
         }
         self.index(&record);
         self.records.insert(peer, record);
+        if change != Change::Refreshed {
+            self.list_neighbors();
+        }
         Ok(change)
     }
 
@@ -91,6 +97,7 @@ impl Roster {
         }
         if !expired.is_empty() {
             self.reindex();
+            self.list_neighbors();
         }
         expired
     }
@@ -116,8 +123,8 @@ impl Roster {
     }
 
     /// Every overlay address with the MAC of the member that has the right to it.
-    pub fn neighbors(&self) -> impl Iterator<Item = (IpAddr, Mac)> + '_ {
-        self.by_ip.iter().filter_map(|(address, peer)| Some((*address, self.records.get(peer)?.mac)))
+    pub fn neighbors(&self) -> Arc<BTreeMap<IpAddr, Mac>> {
+        Arc::clone(&self.neighbors)
     }
 
     /// How many members are known.
@@ -145,6 +152,11 @@ impl Roster {
         let records = std::mem::take(&mut self.records);
         self.index_into(record, &records);
         self.records = records;
+    }
+
+    fn list_neighbors(&mut self) {
+        let mac = |peer| self.records.get(peer).map(|record| record.mac);
+        self.neighbors = Arc::new(self.by_ip.iter().filter_map(|(ip, peer)| Some((*ip, mac(peer)?))).collect());
     }
 
     fn index_into(&mut self, record: &Verified<Record>, records: &BTreeMap<PeerId, Verified<Record>>) {

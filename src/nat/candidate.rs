@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
+use crate::wire::relay;
+
 /// Where we heard of a candidate. The order is that of trust: a later origin knows better than an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -15,6 +17,8 @@ pub enum Origin {
     Sighting = 4,
     /// An authenticated datagram came from there (peer-reflexive, RFC 8445, section 7.3.1.3).
     Observed = 8,
+    /// A relay has given us a channel.
+    Relay = 16,
 }
 
 /// All origins of one candidate. The derived order is that of the most trusted among them.
@@ -46,6 +50,8 @@ pub struct Candidate {
     pub endpoint: SocketAddr,
     /// From whom we have it.
     pub origins: Origins,
+    /// When we first sent there, so that our NAT lets its answers in.
+    pub opened: Option<Instant>,
     /// When it last answered.
     pub answered: Option<Instant>,
     /// The last round trip.
@@ -68,5 +74,10 @@ pub fn canonical(endpoint: SocketAddr) -> SocketAddr {
 pub fn is_usable(endpoint: &SocketAddr) -> bool {
     let ip = endpoint.ip();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    endpoint.port() != 0 && !ip.is_unspecified() && !ip.is_multicast() && !broadcast
+    // Whoever names a channel's endpoint means one of his own, or lies.
+    relay::channel_behind(endpoint).is_none()
+        && endpoint.port() != 0
+        && !ip.is_unspecified()
+        && !ip.is_multicast()
+        && !broadcast
 }

@@ -2,13 +2,15 @@
 //!
 //! A [`candidate::Candidate`] is an endpoint that may work and where we heard of it. A [`path::PathAgent`], one a peer, keeps
 //! the candidates, says which to try, and learns from answers: a path is proved by an answer, ranked by
-//! [`score::PathScore`], dropped by silence. It decides only; the node seals and sends the probes. NAT observation,
-//! punching and relays will stand beside it.
+//! [`score::PathScore`], dropped by silence. It decides only; the node seals and sends the probes. [`observe`] collects what
+//! peers see of us, which makes our reflexive candidates. Relays will stand beside them.
 
 pub mod candidate;
+pub mod observe;
 pub mod path;
 pub mod score;
 
 pub use candidate::{Candidate, Origin, Origins};
+pub use observe::{Mapping, Observations};
 pub use path::PathAgent;
 pub use score::PathScore;

@@ -17,6 +17,10 @@ const DOUBT: Duration = Duration::from_secs(1);
 /// Between probes while they do and it does: a path that has failed since is noticed after this at the latest.
 const DOUBT_CALMED: Duration = Duration::from_secs(5);
 
+/// Between the datagram that opens our own NAT and one that is to arrive: by then the peer, who heard of us when we heard of it,
+/// has opened its own. Gossip and relays bring news to both sides within less.
+pub const OPENING_TIME: Duration = Duration::from_millis(250);
+
 /// Keeps the candidates of one peer and chooses the primary.
 #[derive(Debug, Clone, Default)]
 pub struct PathAgent {
@@ -54,7 +58,7 @@ impl PathAgent {
             known.origins.insert(origin);
             return false;
         }
-        if !is_usable(&endpoint) {
+        if !is_usable(&endpoint) && origin != Origin::Relay {
             return false;
         }
         if self.candidates.len() >= MAX_CANDIDATES {
@@ -74,8 +78,14 @@ impl PathAgent {
         }
         let mut origins = Origins::default();
         origins.insert(origin);
-        self.candidates.push(Candidate { endpoint, origins, answered: None, rtt: None });
+        self.candidates.push(Candidate { endpoint, origins, opened: None, answered: None, rtt: None });
         true
+    }
+
+    /// A relay is gone: its channel is no path any more. True if it was the primary.
+    pub fn remove(&mut self, endpoint: SocketAddr) -> bool {
+        self.candidates.retain(|candidate| candidate.endpoint != endpoint);
+        self.primary.take_if(|primary| *primary == endpoint).is_some()
     }
 
     /// Every endpoint to try, the best first.
@@ -91,6 +101,25 @@ impl PathAgent {
     pub fn knows(&self, endpoint: SocketAddr) -> bool {
         let endpoint = canonical(endpoint);
         self.candidates.iter().any(|candidate| candidate.endpoint == endpoint)
+    }
+
+    /// Whether what is sent to `endpoint` now is to arrive. It is where nothing has to be opened: where it came from, on
+    /// our LAN, at somebody's who had been there, at a relay; elsewhere [`OPENING_TIME`] after the first try, which begins now
+    /// if it has not.
+    pub fn may_arrive(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+        let open = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay];
+        let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) else {
+            return true;
+        };
+        open.into_iter().any(|origin| candidate.origins.contains(origin))
+            || now >= *candidate.opened.get_or_insert(now) + OPENING_TIME
+    }
+
+    /// Both sides begin anew: what was opened long ago is closed.
+    pub fn begin_anew(&mut self) {
+        for candidate in &mut self.candidates {
+            candidate.opened = None;
+        }
     }
 
     /// Where datagrams go.
@@ -118,6 +147,11 @@ impl PathAgent {
     pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
         self.round = Some(Round { nonce, sent: now, decided: false });
         self.endpoints()
+    }
+
+    /// Whether nobody has answered the last probes yet.
+    pub fn is_unanswered(&self) -> bool {
+        self.round.is_some_and(|round| !round.decided)
     }
 
     /// Datagrams of the peer come from elsewhere than the primary. Whether to probe for that: at once the first time, soon
@@ -171,6 +205,7 @@ impl PathAgent {
         self.round = None;
         self.candidates.retain_mut(|candidate| !candidate.origins.remove(Origin::Observed));
         for candidate in &mut self.candidates {
+            candidate.opened = None;
             candidate.answered = None;
             candidate.rtt = None;
         }

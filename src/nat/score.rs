@@ -3,6 +3,8 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use crate::wire::relay;
+
 use super::candidate::Candidate;
 
 /// How good a candidate is. Fields are compared in their order.
@@ -10,6 +12,8 @@ use super::candidate::Candidate;
 pub struct PathScore {
     /// An endpoint that never answered comes last.
     unproved: bool,
+    /// A relay is another machine that can fail, and somebody else's line.
+    relayed: bool,
     /// An IPv6 link-local address works, but means something on one link only and to nobody who reads it in a table.
     link_local: bool,
     /// Round trip in steps of [`STEP`]; within one step paths are equal, so that jitter does not flap them.
@@ -24,13 +28,15 @@ impl PathScore {
     pub fn of(candidate: &Candidate) -> Self {
         let rtt = candidate.rtt.map_or(u32::MAX, |rtt| (rtt.as_micros() / STEP.as_micros()) as u32);
         let link_local = matches!(candidate.endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
-        Self { unproved: candidate.answered.is_none(), link_local, rtt }
+        let relayed = relay::channel_behind(&candidate.endpoint).is_some();
+        Self { unproved: candidate.answered.is_none(), relayed, link_local, rtt }
     }
 
     /// Whether a path in use is worth leaving for this one: not for a few milliseconds, which are different tomorrow.
     pub fn is_clearly_better_than(&self, used: &Self) -> bool {
-        (self.unproved, self.link_local) < (used.unproved, used.link_local)
-            && self.rtt <= used.rtt.saturating_mul(2) + 1
-            || (self.unproved, self.link_local) <= (used.unproved, used.link_local) && self.rtt < used.rtt / 2
+        let kind = |score: &Self| (score.unproved, score.relayed, score.link_local);
+        self.unproved <= used.unproved && !self.relayed && used.relayed
+            || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2) + 1
+            || kind(self) <= kind(used) && self.rtt < used.rtt / 2
     }
 }

@@ -80,6 +80,10 @@ pub struct Status {
     pub forwarding: ForwardingInfo,
     /// Underlay endpoints at which we listen.
     pub endpoints: Vec<SocketAddr>,
+    /// Where peers see us, if that is none of them: a NAT is in between.
+    pub seen_at: Vec<SocketAddr>,
+    /// How the NAT of IPv4 maps (RFC 4787, section 4.1): `unknown`, `untranslated`, `endpoint-independent`, `endpoint-dependent`.
+    pub mapping: String,
     /// Members known, ourselves not counted.
     pub members: usize,
     /// Members with a live session.
@@ -124,9 +128,11 @@ pub struct PeerInfo {
     pub ipv4: Ipv4Addr,
     /// Its IPv6 address in the overlay.
     pub ipv6: Ipv6Addr,
-    /// `direct` or `none` (later also `relayed`).
+    /// `direct`, `relayed`, `idle` or `none`.
     pub path: String,
-    /// Where datagrams to it go, if there is a session.
+    /// The relay's name, if it is relayed.
+    pub via: Option<String>,
+    /// Where datagrams to it go, if there is a session: to the relay, if it is relayed.
     pub endpoint: Option<SocketAddr>,
     /// The last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,

@@ -30,6 +30,15 @@ pub struct Transmit {
     pub endpoint: SocketAddr,
     /// The bytes.
     pub bytes: Vec<u8>,
+    /// How many routers it may cross, if not as many as the system allows: one that opens our own NAT must not arrive.
+    pub hop_limit: Option<u8>,
+}
+
+impl Transmit {
+    /// One that is to arrive.
+    pub(super) fn to(endpoint: SocketAddr, bytes: Vec<u8>) -> Self {
+        Self { endpoint, bytes, hop_limit: None }
+    }
 }
 
 /// What the I/O around the node is to do.
@@ -72,6 +81,8 @@ pub enum Event {
 pub enum PeerChange {
     /// Its first session since the start, or since it was gone.
     Connected(SocketAddr),
+    /// The same, through a relay.
+    Relayed,
     /// It said goodbye, or has been silent for too long.
     Gone(&'static str),
 }

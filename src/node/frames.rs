@@ -87,10 +87,12 @@ impl Node {
 
     /// Seals one frame over the peer's session; false if it has none that seals.
     fn seal_and_send(&mut self, id: PeerId, frame: &[u8], now: Instant) -> bool {
-        let Some(peer) = self.roster.get(&id).map(|record| self.fib_peer(record)) else { return false };
+        let Some(peer) = self.roster.get(&id).map(|record| self.fib_peer(record, self.peers.get(&id))) else {
+            return false;
+        };
         let Some(datagrams) = seal_frame(&peer, frame, now) else { return false };
         for bytes in datagrams {
-            self.picture.send(Transmit { endpoint: peer.endpoint, bytes }, &mut self.outbox);
+            self.picture.send(Transmit::to(peer.endpoint, bytes), &mut self.outbox);
         }
         true
     }
@@ -113,7 +115,7 @@ impl Node {
         if let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary())
             && let Some(bytes) = seal_message(transport, &message, now)
         {
-            self.picture.hold(Transmit { endpoint, bytes });
+            self.picture.hold(Transmit::to(endpoint, bytes));
         }
         for frame in frames {
             self.seal_and_send(id, &frame, now);

@@ -14,10 +14,12 @@ use serde::{Deserialize, Serialize};
 use crate::dht::record::MAX_RECORD;
 use crate::dht::{self, Record, RecordError, Verified};
 use crate::identity::{ChainError, NoisePublic, PeerId, canonical};
+use crate::nat::path::OPENING_TIME;
 use crate::session::Transport;
 use crate::session::gate::Admission;
 use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
 use crate::session::rekey::{GIVE_UP_AFTER, TIE_BREAK_TIME, our_initiation_wins, retry_delay};
+use crate::wire::relay::channel_behind;
 use crate::wire::{DatagramKind, DropReason};
 
 use super::event::{Event, PeerChange, Transmit};
@@ -82,7 +84,7 @@ impl Node {
             return;
         };
         self.forget_handshake(id);
-        let (stamp, index, seed) = (self.next_stamp(now), self.new_index(), self.random_seed());
+        let (stamp, index, seed) = (self.next_stamp(now), self.new_index(id), self.random_seed());
         let hello = hello(stamp, &record);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(noise) = peer.noise else { return };
@@ -103,15 +105,30 @@ impl Node {
                 return;
             }
         };
-        for endpoint in targets {
-            self.outbox.push_back(Transmit { endpoint, bytes: datagram.clone() });
-        }
+        let lonely = peer.current.is_none();
         peer.told = sequence;
-        peer.handshake = Some(Outstanding { initiator, datagram, began, attempt });
+        peer.handshake = Some(Outstanding { initiator, datagram, began, attempt, opens: false });
         self.indices.insert(index, id);
-        let wait = retry_delay(attempt, self.rng.next_u32());
-        self.timers.set(Timer::Handshake(id), now + wait);
         tracing::debug!(peer = %id, attempt, "initiation sent");
+        self.send_to_targets(id, targets, now);
+        if attempt > 0 && lonely {
+            self.seek_relays(id, now);
+        }
+    }
+
+    /// Sends the outstanding initiation to `targets`, and sets when to try again.
+    fn send_to_targets(&mut self, id: PeerId, targets: Vec<SocketAddr>, now: Instant) {
+        let Some(outstanding) = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref()) else { return };
+        let (datagram, attempt) = (outstanding.datagram.clone(), outstanding.attempt);
+        let mut opens = true;
+        for endpoint in targets {
+            opens &= !self.approach(id, endpoint, &datagram, now);
+        }
+        if let Some(outstanding) = self.peers.get_mut(&id).and_then(|peer| peer.handshake.as_mut()) {
+            outstanding.opens = opens;
+        }
+        let wait = if opens { OPENING_TIME } else { retry_delay(attempt, self.rng.next_u32()) };
+        self.timers.set(Timer::Handshake(id), now + wait);
     }
 
     fn targets(&self, id: PeerId) -> Vec<SocketAddr> {
@@ -123,9 +140,9 @@ impl Node {
     pub(super) fn try_candidates(&mut self, id: PeerId, before: &[SocketAddr], now: Instant) {
         let targets = self.targets(id);
         let Some(peer) = self.peers.get(&id) else { return };
-        if let Some(outstanding) = &peer.handshake {
+        if let Some(datagram) = peer.handshake.as_ref().map(|outstanding| outstanding.datagram.clone()) {
             for endpoint in targets.into_iter().filter(|endpoint| !before.contains(endpoint)) {
-                self.outbox.push_back(Transmit { endpoint, bytes: outstanding.datagram.clone() });
+                self.approach(id, endpoint, &datagram, now);
             }
         } else if peer.current.is_none() && (self.is_warm() || peer.has_waiting()) {
             self.initiate(id, now);
@@ -136,6 +153,11 @@ impl Node {
     pub(super) fn retry_handshake(&mut self, id: PeerId, now: Instant) {
         let Some(outstanding) = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref()) else { return };
         let (attempt, began) = (outstanding.attempt + 1, outstanding.began);
+        if outstanding.opens {
+            // Nobody can have answered yet; the same goes out again, so that it arrives.
+            self.send_to_targets(id, self.targets(id), now);
+            return;
+        }
         let hopeless = self.peers.get(&id).is_some_and(|peer| peer.failures > 0 && !peer.has_waiting());
         let patience = if hopeless && !self.is_pinged(id) { RECONNECT_PATIENCE } else { GIVE_UP_AFTER };
         if now < began + patience {
@@ -191,7 +213,7 @@ impl Node {
         match self.gate.admit(&self.local, datagram, source, now) {
             Admission::Accept => (),
             Admission::Cookie(bytes) => {
-                self.outbox.push_back(Transmit { endpoint: source, bytes });
+                self.outbox.push_back(Transmit::to(source, bytes));
                 return Err(DropReason::HandshakeCookie);
             }
             Admission::Drop(reason) => return Err(reason),
@@ -216,7 +238,7 @@ impl Node {
         if let Some(next) = self.peers.get(&id).and_then(|peer| peer.next.as_ref())
             && next.ephemeral == responder.ephemeral()
         {
-            let copy = Transmit { endpoint: source, bytes: next.answer.clone() };
+            let copy = Transmit::to(source, next.answer.clone());
             self.picture.send(copy, &mut self.outbox);
             return Ok(());
         }
@@ -225,7 +247,7 @@ impl Node {
             return Ok(());
         };
         let hello = hello(self.next_stamp(now), &own);
-        let index = self.new_index();
+        let index = self.new_index(id);
         let ephemeral = responder.ephemeral();
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };
@@ -237,7 +259,7 @@ impl Node {
         self.indices.insert(index, id);
         self.timers.set_if_earlier(Timer::Session(id), self.clock.next_look(now));
         self.redraw(now);
-        self.picture.hold(Transmit { endpoint: source, bytes });
+        self.picture.hold(Transmit::to(source, bytes));
         Ok(())
     }
 
@@ -308,8 +330,13 @@ impl Node {
         self.flush_waiting(id, now);
         self.send_pings(id, now);
         if first {
-            self.announce(id, PeerChange::Connected(endpoint));
-            self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: vec![endpoint] }));
+            match channel_behind(&endpoint) {
+                Some(_) => self.announce(id, PeerChange::Relayed),
+                None => {
+                    self.announce(id, PeerChange::Connected(endpoint));
+                    self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: vec![endpoint] }));
+                }
+            }
         }
     }
 

@@ -9,6 +9,8 @@
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
 //! | `frames` | a frame waits for a session or a lookup |
+//! | `punch` | two behind NATs knock at the same time |
+//! | `relay` | two that cannot meet speak through a third |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
 //! | `picture` | the Fib is drawn |
@@ -21,7 +23,9 @@ mod operator;
 mod own;
 mod peer;
 mod picture;
+mod punch;
 mod records;
+mod relay;
 mod sessions;
 mod timers;
 
@@ -40,16 +44,18 @@ use crate::config::NodeConfig;
 use crate::dht::membership::Roster;
 use crate::dht::{self, Standing};
 use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
+use crate::nat::Observations;
 use crate::session::gate::Gate;
 use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
-use crate::wire::{Counters, DropReason, Punt};
+use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::frames::Frames;
 use self::operator::Pings;
 use self::own::Own;
 use self::peer::Peer;
 use self::picture::Picture;
+use self::relay::Relays;
 use self::sessions::{CHECK_INTERVAL, GONE_AFTER};
 use self::timers::{Timer, Timers};
 
@@ -82,6 +88,8 @@ pub struct Node {
     frames: Frames,
     pings: Pings,
     standing: Standing,
+    observations: Observations,
+    relays: Relays,
     picture: Picture,
     timers: Timers,
     last_stamp: u64,
@@ -132,6 +140,8 @@ impl Node {
             frames: Frames::default(),
             pings: Pings::default(),
             standing: Standing::default(),
+            observations: Observations::default(),
+            relays: Relays::default(),
             picture: Picture::default(),
             timers: Timers::default(),
             last_stamp: 0,
@@ -162,6 +172,7 @@ impl Node {
         match notice {
             Notice::Confirmed { local } => self.handle_confirmed(local, now),
             Notice::Roamed { peer, endpoint } => self.handle_roamed(peer, endpoint, now),
+            Notice::Busy { local } => self.handle_busy(local, now),
             Notice::RekeyDue { local } => {
                 if let Some(&peer) = self.indices.get(&local) {
                     self.initiate(peer, now);
@@ -190,6 +201,8 @@ impl Node {
             return;
         }
         self.own.endpoints = endpoints;
+        // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
+        self.observations.clear();
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -236,6 +249,7 @@ impl Node {
                 Timer::Handshake(peer) => self.retry_handshake(peer, now),
                 Timer::Reconnect(peer) => self.reconnect(peer, now),
                 Timer::Session(peer) => self.check_sessions(peer, now),
+                Timer::Punch(peer) => self.probe(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Renew => self.renew_record(now),
@@ -260,7 +274,12 @@ impl Node {
 
     /// The next datagram to send.
     pub fn poll_transmit(&mut self) -> Option<Transmit> {
-        self.outbox.pop_front()
+        while let Some(transmit) = self.outbox.pop_front() {
+            if let Some(transmit) = self.by_relay(transmit) {
+                return Some(transmit);
+            }
+        }
+        None
     }
 
     /// The next thing for the I/O to do.
@@ -302,7 +321,8 @@ impl Node {
         if !self.peers.contains_key(&id) && self.peers.len() >= self.roster.len() + MAX_UNPROVED {
             return None;
         }
-        Some(self.peers.entry(id).or_insert_with(|| Peer::new(id)))
+        let share = self.peers.len() as u32 & SHARE_BITS;
+        Some(self.peers.entry(id).or_insert_with(|| Peer::new(id, share)))
     }
 
     fn random_seed(&mut self) -> [u8; 32] {
@@ -311,10 +331,11 @@ impl Node {
         seed
     }
 
-    /// A session index that is in no use.
-    fn new_index(&mut self) -> u32 {
+    /// A session index that is in no use, with the peer's share in its last bits.
+    fn new_index(&mut self, peer: PeerId) -> u32 {
+        let share = self.peers.get(&peer).map_or(0, |peer| peer.share);
         loop {
-            let index = self.rng.next_u32();
+            let index = self.rng.next_u32() & !SHARE_BITS | share;
             if index != 0 && !self.indices.contains_key(&index) {
                 return index;
             }

@@ -9,6 +9,7 @@ use rand_core::Rng;
 use crate::dht::{self, LookupKey, Record, Verified};
 use crate::identity::PeerId;
 use crate::wire::Message;
+use crate::wire::relay::channel_behind;
 
 use super::Node;
 use super::command::{CommandId, ForwardingInfo, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
@@ -52,6 +53,8 @@ impl Node {
             device: String::new(),
             forwarding: ForwardingInfo::default(),
             endpoints: self.own.endpoints.clone(),
+            seen_at: self.own.reflexive.clone(),
+            mapping: self.observations.mapping(&self.own.endpoints, false).name().to_owned(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),
@@ -77,7 +80,8 @@ impl Node {
         let peer = self.peers.get(&record.peer());
         let session = peer.and_then(|peer| peer.current.as_ref());
         let path = match peer {
-            Some(peer) if peer.current.is_some() => "direct",
+            Some(peer) if peer.is_direct() => "direct",
+            Some(peer) if peer.current.is_some() => "relayed",
             Some(peer) if peer.is_promising() => "idle",
             Some(_) | None => "none",
         };
@@ -88,7 +92,8 @@ impl Node {
             ipv4: record.ipv4.address,
             ipv6: record.ipv6,
             path: path.to_owned(),
-            endpoint: session.and(peer).and_then(|peer| peer.paths.primary()),
+            endpoint: session.and(peer).and_then(|peer| peer.paths.primary()).map(|primary| self.underlay(primary)),
+            via: self.relay_of(record.peer()).map(|relay| self.name_of(relay)),
             rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
             cipher: session.map(|session| session.cipher().name().to_owned()),
             last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),
@@ -200,10 +205,19 @@ impl Node {
         let Some(ping) = self.pings.0.get(&nonce).filter(|ping| ping.peer == id) else { return false };
         let (command, Some(sent)) = (ping.command, ping.sent) else { return false };
         self.pings.0.remove(&nonce);
-        let name = self.roster.get(&id).map_or_else(|| id.to_string(), |record| record.name().to_string());
+        let (name, endpoint) = (self.name_of(id), self.underlay(endpoint));
         let rtt_ms = milliseconds(now.saturating_duration_since(sent));
         self.reply(command, Reply::Pong(PongInfo { name, endpoint, rtt_ms, observed }));
         true
+    }
+
+    /// Where an endpoint is in the underlay: at the relay, if it is a channel's.
+    pub(super) fn underlay(&self, endpoint: SocketAddr) -> SocketAddr {
+        channel_behind(&endpoint).and_then(|channel| self.via(channel)).map_or(endpoint, |(relay, _)| relay)
+    }
+
+    fn name_of(&self, id: PeerId) -> String {
+        self.roster.get(&id).map_or_else(|| id.to_string(), |record| record.name().to_string())
     }
 
     /// The pings of a peer end with an error.

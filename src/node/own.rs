@@ -14,6 +14,8 @@ pub(super) struct Own {
     pub(super) ipv6: Ipv6Addr,
     pub(super) ipv4: Ipv4Claim,
     pub(super) endpoints: Vec<SocketAddr>,
+    /// Where others see us, if that is elsewhere.
+    pub(super) reflexive: Vec<SocketAddr>,
     /// Which automatic IPv4 address is tried.
     attempt: u32,
     sequence: u64,
@@ -29,6 +31,7 @@ impl Own {
             ipv6: ula_address(network, &mac),
             ipv4: Ipv4Claim { address: config.ipv4(0), fixed: config.ipv4.is_some() },
             endpoints: Vec::new(),
+            reflexive: Vec::new(),
             attempt: 0,
             sequence: sequence_base(config.boots),
             record: None,
@@ -54,13 +57,19 @@ impl Own {
             mac: self.mac,
             ipv4: self.ipv4,
             ipv6: self.ipv6,
-            endpoints: self.endpoints.iter().take(MAX_ENDPOINTS).copied().collect(),
+            endpoints: self.candidates(),
             sequence: self.sequence,
             expires: now + RECORD_LIFETIME,
         };
         let record = Verified::sign(&config.key, network, record, now)?;
         self.record = Some(record.clone());
         Ok(record)
+    }
+
+    /// What the record lists: our addresses, and where others see us. The latter are few, and have their place.
+    fn candidates(&self) -> Vec<SocketAddr> {
+        let addresses = self.endpoints.iter().take(MAX_ENDPOINTS - self.reflexive.len().min(MAX_ENDPOINTS));
+        addresses.chain(&self.reflexive).take(MAX_ENDPOINTS).copied().collect()
     }
 
     /// Somebody holds a record of ours with `sequence`: the next one must be greater.

@@ -10,6 +10,7 @@ use crate::nat::PathAgent;
 use crate::session::Transport;
 use crate::session::cookie::CookieJar;
 use crate::session::handshake::Initiator;
+use crate::wire::relay::channel_behind;
 
 /// Frames that wait for one peer's session: a TCP start and an ARP or two. More would only arrive too late.
 const MAX_WAITING: usize = 32;
@@ -24,6 +25,8 @@ const MAX_OLDER: usize = 2;
 /// A remote member.
 pub(super) struct Peer {
     pub(super) id: PeerId,
+    /// The last bits of our session indices with it.
+    pub(super) share: u32,
     /// From its record, else from a sighting or an invite; handshakes fail if it is a lie.
     pub(super) noise: Option<NoisePublic>,
     pub(super) paths: PathAgent,
@@ -40,6 +43,11 @@ pub(super) struct Peer {
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
     waiting: VecDeque<(Instant, Vec<u8>)>,
+    /// When all candidates were last tried to get rid of a relay, and how often.
+    pub(super) punched: Option<Instant>,
+    pub(super) punches: usize,
+    /// When our NAT was last opened for all of its candidates together.
+    pub(super) knocked: Option<Instant>,
     /// Handshakes given up in a row.
     pub(super) failures: u32,
     /// Whether the user was told that it is connected.
@@ -68,12 +76,15 @@ pub(super) struct Outstanding {
     pub(super) began: Instant,
     /// How many were sent before it.
     pub(super) attempt: u32,
+    /// Whether it has only gone out to open our own NAT.
+    pub(super) opens: bool,
 }
 
 impl Peer {
-    pub(super) fn new(id: PeerId) -> Self {
+    pub(super) fn new(id: PeerId, share: u32) -> Self {
         Self {
             id,
+            share,
             noise: None,
             paths: PathAgent::default(),
             current: None,
@@ -84,10 +95,18 @@ impl Peer {
             stamp: 0,
             told: 0,
             waiting: VecDeque::new(),
+            punched: None,
+            punches: 0,
+            knocked: None,
             failures: 0,
             connected: false,
             departed: false,
         }
+    }
+
+    /// Whether there is a session over a path without a relay.
+    pub(super) fn is_direct(&self) -> bool {
+        self.current.is_some() && self.paths.primary().is_some_and(|primary| channel_behind(&primary).is_none())
     }
 
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.

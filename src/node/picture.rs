@@ -1,12 +1,13 @@
 //! The picture for forwarding: drawn whole when something changed, at most every 10 ms.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dht::{Record, Verified};
 use crate::switch::{Fib, FibPeer};
+use crate::wire::relay::channel_behind;
 
 use super::timers::Timer;
 use super::{Node, Transmit};
@@ -68,36 +69,39 @@ impl Node {
         self.timers.cancel(Timer::Fib);
         let members = self.roster.iter().filter(|record| record.peer() != self.own.peer);
         let mut fib = Fib::empty(self.own.mac, self.config.mtu);
-        let mut index_of = BTreeMap::new();
+        // Records and peers are in the same order.
+        let mut peers = self.peers.values().peekable();
         for record in members {
+            let id = record.peer();
+            while peers.next_if(|peer| peer.id < id).is_some() {}
+            let peer = peers.next_if(|peer| peer.id == id);
             let index = fib.peers.len();
-            index_of.insert(record.peer(), index);
             fib.stations.insert(record.mac, index);
-            let peer = self.fib_peer(record);
-            let promising = self.peers.get(&record.peer()).is_some_and(super::Peer::is_promising);
-            fib.cold |= peer.transport.is_none() && promising;
-            fib.peers.push(peer);
-        }
-        let mut receivers = HashMap::new();
-        for peer in self.peers.values() {
-            let Some(&index) = index_of.get(&peer.id) else { continue };
-            for transport in peer.transports() {
-                receivers.insert(transport.local(), (Arc::clone(transport), index));
+            let drawn = self.fib_peer(record, peer);
+            fib.cold |= drawn.transport.is_none() && peer.is_some_and(super::Peer::is_promising);
+            fib.peers.push(drawn);
+            for transport in peer.into_iter().flat_map(super::Peer::transports) {
+                fib.receivers.insert(transport.local(), (Arc::clone(transport), index));
             }
         }
-        fib.receivers = receivers;
-        fib.neighbors = self.roster.neighbors().collect();
+        fib.channels = self.channels().collect();
+        fib.neighbors = self.roster.neighbors();
         Some(Arc::new(fib))
     }
 
     /// One member, as forwarding sees it.
-    pub(super) fn fib_peer(&self, record: &Verified<Record>) -> FibPeer {
-        let peer = self.peers.get(&record.peer());
+    pub(super) fn fib_peer(&self, record: &Verified<Record>, peer: Option<&super::Peer>) -> FibPeer {
+        let primary = peer.and_then(|peer| peer.paths.primary());
+        let channel = primary.as_ref().and_then(channel_behind);
+        let via = channel.and_then(|channel| self.via(channel));
+        // A relay may be gone that was the only way.
+        let is_there = primary.is_some() && via.is_some() == channel.is_some();
         FibPeer {
             peer: record.peer(),
             mac: record.mac,
-            transport: peer.and_then(|peer| peer.current.clone()),
-            endpoint: peer.and_then(|peer| peer.paths.primary()).unwrap_or(NOWHERE),
+            transport: peer.and_then(|peer| peer.current.clone()).filter(|_| is_there),
+            endpoint: primary.unwrap_or(NOWHERE),
+            via,
             path_payload: PATH_PAYLOAD,
         }
     }

@@ -9,6 +9,7 @@ use rand_core::Rng;
 use crate::identity::PeerId;
 use crate::session::Transport;
 use crate::switch::seal_message;
+use crate::wire::relay::channel_behind;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
@@ -22,8 +23,15 @@ pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// A new session is looked at so soon: the picture is out by then, and every candidate's round trip can be measured.
 pub(super) const FIRST_CHECK: Duration = Duration::from_millis(100);
 
-/// A peer to whom we sent and who has been silent this long is probed.
-const PROBE_AFTER: Duration = Duration::from_secs(3);
+/// A peer to whom we sent and who has been silent this long is probed: longer than most round trips, and what moves to
+/// another path then has lost less than three seconds.
+const PROBE_AFTER: Duration = Duration::from_secs(1);
+
+/// A probe that is not answered by then is sent on every path, and relays are asked: a satellite's round trip.
+const ANSWER_TIME: Duration = Duration::from_millis(600);
+
+/// Between two looks at a peer to whom frames go, so that silence is noticed in time.
+const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An idle warm peer is probed after this silence: presence within half a minute for 4 datagrams a minute.
 const WARM_PROBE_AFTER: Duration = Duration::from_secs(15);
@@ -48,7 +56,9 @@ impl Node {
             }
             return;
         };
-        self.timers.set(Timer::Session(id), self.clock.next_look(now));
+        let busy = current.last_sent().is_some_and(|sent| now < sent + CHECK_INTERVAL);
+        let next = if busy { now + BUSY_CHECK_INTERVAL } else { self.clock.next_look(now) };
+        self.timers.set(Timer::Session(id), next);
         let heard = peer.last_heard().unwrap_or_else(|| current.created());
         let silent = now.saturating_duration_since(heard);
         let sent_since = current.last_sent().is_some_and(|sent| sent > heard);
@@ -57,16 +67,33 @@ impl Node {
             return;
         }
         let age = now.saturating_duration_since(current.created());
+        self.upgrade(id, now);
+        let Some(peer) = self.peers.get(&id) else { return };
         let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
         let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
-        if unmeasured || unanswered || (sent_since && silent >= PROBE_AFTER) {
+        let deaf = sent_since && silent >= PROBE_AFTER;
+        if unmeasured || unanswered {
             self.probe(id, now);
+        } else if deaf && peer.paths.is_unanswered() {
+            self.seek_relays(id, now);
+            self.probe(id, now);
+        } else if deaf {
+            // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
+            self.probe_primary(id, now);
+            self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
+        }
+    }
+
+    /// Frames go to a peer again.
+    pub(super) fn handle_busy(&mut self, local: u32, now: Instant) {
+        if let Some(&id) = self.indices.get(&local) {
+            self.timers.set_if_earlier(Timer::Session(id), now + BUSY_CHECK_INTERVAL);
         }
     }
 
@@ -106,7 +133,7 @@ impl Node {
             if !self.is_overlay(endpoint.ip())
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {
-                self.picture.send(Transmit { endpoint, bytes }, &mut self.outbox);
+                self.approach(id, endpoint, &bytes, now);
             }
         }
     }
@@ -130,7 +157,7 @@ impl Node {
         let Some(peer) = self.peers.get(&id) else { return false };
         let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary()) else { return false };
         let Some(bytes) = seal_message(transport, message, now) else { return false };
-        self.outbox.push_back(Transmit { endpoint, bytes });
+        self.outbox.push_back(Transmit::to(endpoint, bytes));
         true
     }
 
@@ -143,9 +170,9 @@ impl Node {
         match message {
             Message::Ping { nonce } => {
                 let transport = self.peers.get(&id).and_then(|peer| peer.current.clone());
-                let pong = Message::Pong { nonce, observed: source };
+                let pong = Message::Pong { nonce, observed: self.underlay(source) };
                 if let Some(bytes) = transport.and_then(|transport| seal_message(&transport, &pong, now)) {
-                    self.outbox.push_back(Transmit { endpoint: source, bytes });
+                    self.outbox.push_back(Transmit::to(source, bytes));
                 }
             }
             Message::Pong { nonce, observed } => self.handle_pong(id, nonce, observed, source, now),
@@ -155,6 +182,10 @@ impl Node {
             },
             Message::Goodbye => self.handle_goodbye(id, now),
             Message::Keepalive => (),
+            Message::Punch => self.punch(id, now),
+            Message::Open { peer, channel } => self.handle_open(id, peer, channel, now),
+            Message::Opened { peer, channel } => self.handle_opened(id, peer, channel, now),
+            Message::Refused { peer } => self.handle_refused(id, peer, now),
         }
     }
 
@@ -163,9 +194,26 @@ impl Node {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if let Some((rtt, true)) = peer.paths.on_answer(nonce, source, now) {
+        let Some((rtt, changed)) = peer.paths.on_answer(nonce, source, now) else { return };
+        if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
             self.redraw(now);
+        }
+        self.note_observation(id, source, observed, now);
+    }
+
+    /// A peer at `source` sees us at `observed`. If that is news, everybody learns it by our record.
+    fn note_observation(&mut self, id: PeerId, source: SocketAddr, observed: SocketAddr, now: Instant) {
+        // Through a relay it saw the relay.
+        if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() {
+            return;
+        }
+        self.observations.note(id, source, observed, now);
+        let reflexive = self.observations.reflexive(&self.own.endpoints);
+        if reflexive != self.own.reflexive {
+            tracing::debug!(?reflexive, "seen from outside");
+            self.own.reflexive = reflexive;
+            self.renew_record(now);
         }
     }
 
@@ -202,6 +250,7 @@ impl Node {
     /// The peer is gone: its sessions are forgotten, the member is not.
     pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
         self.forget_sessions(id);
+        self.close_channels(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.paths.reset();
         peer.failures = peer.failures.max(1);

@@ -553,3 +553,41 @@ fn hostile_handshakes_and_messages_are_counted_and_never_panic() {
     assert!(lan.dropped(0, DropReason::HandshakeMac) > 0 && lan.dropped(0, DropReason::InnerMalformed) > 0);
     assert!(lan.reaches(0, 1) && lan.reaches(1, 0));
 }
+
+#[test]
+fn a_member_that_asks_us_to_knock_again_and_again_is_obeyed_once_in_two_seconds() {
+    let mut lan = lan(2);
+    let peer = lan.hosts[1].node.peer_id();
+    let now = lan.now;
+    let node = &mut lan.hosts[0].node;
+    let mut sent = || {
+        for _ in 0..1000 {
+            node.punch(peer, now);
+        }
+        std::iter::from_fn(|| node.poll_transmit()).count()
+    };
+    let first = sent();
+    assert!((1..=32).contains(&first), "{first} datagrams");
+    assert_eq!(sent(), 0);
+}
+
+#[test]
+fn a_relay_serves_whom_it_reaches_and_refuses_the_rest_without_keeping_anything() {
+    let mut lan = lan(3);
+    let ids: Vec<_> = lan.hosts.iter().map(|host| host.node.peer_id()).collect();
+    let stranger = config(1, 99).key.peer_id();
+    let now = lan.now;
+    let relay = &mut lan.hosts[0].node;
+    for peer in [stranger, ids[0], ids[1]] {
+        relay.handle_open(ids[1], peer, 7, now);
+    }
+    relay.handle_open(ids[1], ids[2], 1 << 24, now);
+    assert_eq!(relay.channels().count(), 0, "nobody to speak with, or no channel");
+    relay.handle_open(ids[1], ids[2], 7, now);
+    assert_eq!(relay.channels().count(), 1, "the other end has not said how it wants to be addressed");
+    relay.handle_open(ids[2], ids[1], 8, now);
+    relay.handle_open(ids[2], ids[1], 8, now);
+    assert_eq!(relay.channels().count(), 2);
+    relay.lose(ids[1], "a test", now);
+    assert_eq!(relay.channels().count(), 0, "one end is gone");
+}

@@ -17,6 +17,8 @@ pub(super) enum Timer {
     Reconnect(PeerId),
     /// A peer's sessions are to be looked at.
     Session(PeerId),
+    /// A peer has had the time to open its NAT.
+    Punch(PeerId),
     /// Frames have waited long enough for a directory answer.
     Lookup(QueryId),
     /// Operator's pings are to be given up.
@@ -35,7 +37,7 @@ impl Timer {
     fn reason(self) -> Reason {
         match self {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
-            Self::Session(_) => Reason::Session,
+            Self::Session(_) | Self::Punch(_) => Reason::Session,
             Self::Lookup(_) | Self::Pings => Reason::Waiting,
             Self::Renew | Self::Expire | Self::Persist => Reason::Records,
             Self::Fib => Reason::Fib,

@@ -15,6 +15,10 @@ use crate::wire::header::{HEADER_LEN, Header, TAG_LEN};
 use super::rekey::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, RESPONDER_GRACE};
 use super::replay::ReplayWindow;
 
+/// Data that comes after so long a rest is told: somewhat less than the pause after which nobody looks at a silent peer every
+/// second any more (`node::sessions`).
+pub const REST: Duration = Duration::from_secs(4);
+
 /// Which AEAD seals a session's datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Cipher {
@@ -190,10 +194,13 @@ impl Transport {
         Nonce::assume_unique_for_key(nonce)
     }
 
-    /// Notes that data (not mere keepalives) was sealed at `now`: such a session is worth replacing when it ages.
-    pub fn note_sent(&self, now: Instant) {
-        let age = now.saturating_duration_since(self.created);
-        self.sent.store(age.as_millis() as u64 + 1, Ordering::Relaxed);
+    /// Notes that data (not mere keepalives) was sealed at `now`: such a session is worth replacing when it ages. True if
+    /// there was none for [`REST`]: whoever watches over silence may have stopped looking.
+    pub fn note_sent(&self, now: Instant) -> bool {
+        let age = now.saturating_duration_since(self.created).as_millis() as u64 + 1;
+        let last = self.sent.load(Ordering::Relaxed);
+        self.sent.store(age, Ordering::Relaxed);
+        last == 0 || age.saturating_sub(last) >= REST.as_millis() as u64
     }
 
     /// Marks the session confirmed; true the first time. The forwarder calls it when a datagram has opened.

@@ -109,8 +109,8 @@ impl Egress {
         for load in &mut self.loads {
             let transport = fib.peers[load.peer].transport.as_ref().expect("only peers with a session are planned for");
             load.counter = transport.reserve(load.datagrams, now);
-            if load.counter.is_some() {
-                transport.note_sent(now);
+            if load.counter.is_some() && transport.note_sent(now) {
+                self.notices.push(Notice::Busy { local: transport.local() });
             }
             if transport.sealed() >= REKEY_AFTER_MESSAGES {
                 self.notices.push(Notice::RekeyDue { local: transport.local() });

@@ -19,8 +19,10 @@ pub struct FibPeer {
     pub mac: Mac,
     /// The session to send with; `None` while there is none.
     pub transport: Option<Arc<Transport>>,
-    /// Where to send; meaningless without a session.
+    /// The path in use, a channel's endpoint if it is relayed; meaningless without a session.
     pub endpoint: SocketAddr,
+    /// Where to send, if the path is relayed, and the channel to mark datagrams with.
+    pub via: Option<(SocketAddr, u32)>,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
 }
@@ -30,6 +32,22 @@ impl FibPeer {
     pub fn longest_whole(&self) -> usize {
         self.path_payload.saturating_sub(HEADROOM + TAILROOM)
     }
+}
+
+/// What becomes of the datagrams of a channel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    /// They are for us.
+    Own,
+    /// We are their relay.
+    Relay {
+        /// Where they must come from.
+        from: SocketAddr,
+        /// Where they go.
+        to: SocketAddr,
+        /// The channel they go on by.
+        channel: u32,
+    },
 }
 
 /// What forwarding knows.
@@ -46,8 +64,10 @@ pub struct Fib {
     /// Our session index → the session and the index into `peers` of its owner: current, previous and next sessions.
     /// Only looked up, never iterated.
     pub receivers: HashMap<u32, (Arc<Transport>, usize)>,
+    /// The channels by which others address us. Only looked up, never iterated.
+    pub channels: HashMap<u32, Channel>,
     /// Overlay address → MAC by signed record, of every member and ourselves: what ARP and neighbour discovery are answered from.
-    pub neighbors: BTreeMap<IpAddr, Mac>,
+    pub neighbors: Arc<BTreeMap<IpAddr, Mac>>,
     /// Whether any member has no live session, so that a flood does not reach everybody at once.
     pub cold: bool,
 }
@@ -61,7 +81,8 @@ impl Fib {
             peers: Vec::new(),
             stations: HashMap::new(),
             receivers: HashMap::new(),
-            neighbors: BTreeMap::new(),
+            channels: HashMap::new(),
+            neighbors: Arc::default(),
             cold: false,
         }
     }

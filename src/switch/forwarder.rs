@@ -23,6 +23,11 @@ pub enum Notice {
         /// From where.
         endpoint: SocketAddr,
     },
+    /// Frames go to a peer again after a rest: whether it answers is to be watched.
+    Busy {
+        /// Our index of the session.
+        local: u32,
+    },
     /// The session has sealed so many datagrams that it is to be replaced; said once a session is due, at most once a batch.
     RekeyDue {
         /// Our index of the session.
@@ -338,11 +343,24 @@ mod tests {
     }
 
     #[test]
+    fn frames_after_a_rest_are_told_once() {
+        let now = start();
+        let (a, _) = pair(now);
+        let mut egress = Egress::default();
+        let busy = Some(Notice::Busy { local: a.transport.local() });
+        for (after, told) in [(0, true), (1, false), (3, false), (8, true), (9, false)] {
+            out(&mut egress, &a.fib, &[&to_two(60), &to_two(60)], now + Duration::from_secs(after));
+            assert_eq!(egress.poll_notice(), busy.clone().filter(|_| told), "after {after} s");
+        }
+    }
+
+    #[test]
     fn a_session_that_has_sealed_its_share_is_to_be_replaced() {
         let now = start();
         let (a, _) = pair(now);
         let mut egress = Egress::default();
         out(&mut egress, &a.fib, &[&to_two(60)], now);
+        assert_eq!(egress.poll_notice(), Some(Notice::Busy { local: a.transport.local() }));
         assert_eq!(egress.poll_notice(), None);
         a.transport.reserve(REKEY_AFTER_MESSAGES, now).expect("counters");
         out(&mut egress, &a.fib, &[&to_two(60), &to_two(60)], now);

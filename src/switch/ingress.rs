@@ -13,9 +13,9 @@ use crate::wire::checksum::Transport as Segment;
 use crate::wire::ethernet::FrameHead;
 use crate::wire::header::HEADER_LEN;
 use crate::wire::message::{self, INNER_LEN, MAX_MESSAGE};
-use crate::wire::{Batch, Checksum, Counters, DatagramKind, DropReason, Ecn, Header, Inner, Punt, Verdict, ecn};
+use crate::wire::{Batch, Checksum, Counters, DatagramKind, DropReason, Ecn, Header, Inner, Punt, Verdict, ecn, relay};
 
-use super::fib::{Fib, FibPeer};
+use super::fib::{Channel, Fib, FibPeer};
 use super::flood::Budgets;
 use super::forwarder::{Notice, Notices};
 use super::fragment::{Kept, Piece, Reassembly, Whole};
@@ -91,6 +91,11 @@ impl Ingress {
         taken: &mut Option<Taken<'a>>,
         now: Instant,
     ) -> Verdict {
+        if let Some(channel) = relay::channel_of(batch.bytes(index))
+            && let Some(verdict) = self.judge_relayed(fib, batch, index, channel)
+        {
+            return verdict;
+        }
         let datagram = batch.bytes_mut(index);
         match DatagramKind::of(datagram) {
             Some(DatagramKind::Sealed) => {}
@@ -140,6 +145,27 @@ impl Ingress {
                 }
             }
             Some(Inner::Message) | None => Verdict::Drop(DropReason::InnerMalformed),
+        }
+    }
+
+    /// Sends on what we relay. `None` if it is for us: then it is what it was when it was sealed, and comes from the channel.
+    fn judge_relayed(&self, fib: &Fib, batch: &mut Batch, index: usize, channel: u32) -> Option<Verdict> {
+        match fib.channels.get(&channel) {
+            Some(Channel::Own) => {
+                relay::unmark(batch.bytes_mut(index));
+                batch.slot_mut(index).source = Some(relay::endpoint(channel));
+                None
+            }
+            Some(Channel::Relay { from, .. })
+                if batch.slots()[index].source.map(canonical) != Some(canonical(*from)) =>
+            {
+                Some(Verdict::Drop(DropReason::ForeignChannel))
+            }
+            Some(Channel::Relay { to, channel, .. }) => {
+                relay::mark(batch.bytes_mut(index), *channel);
+                Some(Verdict::Send(*to))
+            }
+            None => Some(Verdict::Drop(DropReason::UnknownChannel)),
         }
     }
 

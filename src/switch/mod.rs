@@ -27,7 +27,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
-pub use fib::{Fib, FibPeer};
+pub use fib::{Channel, Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
 pub use neighbor::requested;
 pub use seal::{seal_frame, seal_message};

@@ -285,7 +285,7 @@ mod tests {
         let mut fib = alone(1, 1500);
         meet(&mut fib, 2, None);
         meet(&mut fib, 3, None);
-        fib.neighbors
+        fib.neighbors.as_ref().clone()
     }
 
     fn answer_to(request: &[u8]) -> Option<Vec<u8>> {

@@ -12,7 +12,7 @@ use crate::wire::checksum::{self, Transport as Segment};
 use crate::wire::ethernet::FrameHead;
 use crate::wire::header::{HEADER_LEN, TAG_LEN};
 use crate::wire::message::{ENTRY_LEN, HEADROOM, INNER_LEN, MAX_PARTS, TAILROOM};
-use crate::wire::{Batch, Checksum, DropReason, Inner, Message, Verdict};
+use crate::wire::{Batch, Checksum, DropReason, Inner, Message, Verdict, relay};
 
 use super::fib::FibPeer;
 use super::mss;
@@ -176,7 +176,14 @@ impl Target<'_> {
         let datagram = batch.grow(index, HEADROOM, TAILROOM);
         inner.write(&mut datagram[HEADER_LEN..]);
         self.transport.seal_in_place(counter, datagram);
-        batch.slot_mut(index).verdict = Verdict::Send(self.peer.endpoint);
+        let endpoint = match self.peer.via {
+            None => self.peer.endpoint,
+            Some((relay, channel)) => {
+                relay::mark(datagram, channel);
+                relay
+            }
+        };
+        batch.slot_mut(index).verdict = Verdict::Send(endpoint);
     }
 }
 

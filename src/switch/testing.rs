@@ -74,12 +74,13 @@ pub(super) fn meet(fib: &mut Fib, n: u8, transport: Option<Arc<Transport>>) {
         fib.receivers.insert(transport.local(), (Arc::clone(transport), index));
     }
     fib.stations.insert(mac(n), index);
-    fib.neighbors.extend(addresses(n).map(|address| (address, mac(n))));
+    Arc::make_mut(&mut fib.neighbors).extend(addresses(n).map(|address| (address, mac(n))));
     fib.peers.push(FibPeer {
         peer: PeerId([n; 32]),
         mac: mac(n),
         transport,
         endpoint: endpoint(n),
+        via: None,
         path_payload: 1452,
     });
 }
@@ -87,7 +88,7 @@ pub(super) fn meet(fib: &mut Fib, n: u8, transport: Option<Arc<Transport>>) {
 /// A picture of the `n`-th node that knows only itself.
 pub(super) fn alone(n: u8, mtu: usize) -> Fib {
     let mut fib = Fib::empty(mac(n), mtu);
-    fib.neighbors.extend(addresses(n).map(|address| (address, mac(n))));
+    Arc::make_mut(&mut fib.neighbors).extend(addresses(n).map(|address| (address, mac(n))));
     fib
 }
 

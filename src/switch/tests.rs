@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::testing::{Side, endpoint, frame, mac, pair, start};
-use super::{Egress, Ingress};
+use super::testing::{Side, alone, endpoint, frame, mac, pair, start};
+use super::{Channel, Egress, Ingress, Notice};
 use crate::wire::checksum::{self, Transport as Segment, fold};
 use crate::wire::ethernet::{ETHERTYPE_IPV4, FrameHead};
 use crate::wire::header::HEADER_LEN;
 use crate::wire::message::{HEADROOM, INNER_LEN, TAILROOM};
-use crate::wire::{Batch, Checksum, DropReason, Ecn, Inner, Punt, Verdict};
+use crate::wire::{Batch, Checksum, DropReason, Ecn, Inner, Punt, Verdict, relay};
 
 const LOCAL: u16 = 0x88b5;
 
@@ -247,4 +247,73 @@ fn a_bundle_cut_short_delivers_what_is_whole_and_is_counted() {
     let (batch, ingress) = ingress(&b, &[(datagram, Ecn::NotCapable)], now);
     assert_eq!(delivered(&batch), [(to_two(60, 3), Checksum::Valid)]);
     assert_eq!(ingress.counters().get(DropReason::InnerMalformed), 1);
+}
+
+/// Where the relay of these tests is, and the channels: by the first of a pair it is addressed, with the second it addresses.
+const RELAY: u8 = 3;
+const CHANNELS: [(u32, u32); 2] = [(0x10_0001, 0x20_0002), (0x30_0003, 0x40_0004)];
+
+/// What nodes 1 and 2 send each other by a relay, judged by it: it knows neither session.
+fn relayed(datagrams: &[(Vec<u8>, Ecn)], from: u8) -> (Batch, Ingress) {
+    let mut fib = alone(RELAY, 1500);
+    let ends = [(endpoint(1), endpoint(2)), (endpoint(2), endpoint(1))];
+    for ((inbound, outbound), (from, to)) in CHANNELS.into_iter().zip(ends) {
+        fib.channels.insert(inbound, Channel::Relay { from, to, channel: outbound });
+    }
+    let mut batch = Batch::new(1 << 18, 256);
+    for (bytes, ecn) in datagrams {
+        let slot = batch.push(bytes, Some(endpoint(from))).expect("room");
+        batch.slot_mut(slot).ecn = *ecn;
+    }
+    let mut ingress = Ingress::default();
+    ingress.handle_datagrams(&fib, &mut batch, start());
+    (batch, ingress)
+}
+
+#[test]
+fn what_goes_by_a_relay_arrives_as_it_was_and_is_no_longer() {
+    let now = start();
+    let (mut a, mut b) = pair(now);
+    let frames: Vec<_> = [60, 1400, 1400, 700, 90].into_iter().zip(1..).map(|(len, n)| given(to_two(len, n))).collect();
+    let direct: Vec<_> = datagrams(&egress(&a, &frames, now)).iter().map(|(datagram, _)| datagram.len()).collect();
+    a.fib.peers[0].via = Some((endpoint(RELAY), CHANNELS[0].0));
+    let batch = egress(&a, &frames, now);
+    let sent: Vec<_> = batch
+        .in_order()
+        .filter(|slot| batch.slots()[*slot].verdict == Verdict::Send(endpoint(RELAY)))
+        .map(|slot| (batch.bytes(slot).to_vec(), batch.slots()[slot].ecn))
+        .collect();
+    assert_eq!(sent.iter().map(|(datagram, _)| datagram.len()).collect::<Vec<_>>(), direct);
+    let (carried, relay) = relayed(&sent, 1);
+    assert_eq!(relay.counters().iter().count(), 0);
+    let carried = datagrams(&carried);
+    assert_eq!(carried.len(), sent.len(), "each goes on to node 2");
+    b.fib.channels.insert(CHANNELS[0].1, Channel::Own);
+    b.fib.peers[0].endpoint = relay::endpoint(CHANNELS[0].1);
+    let (arrived, mut ingress) = ingress(&b, &carried, now);
+    let arrived: Vec<_> = delivered(&arrived).into_iter().map(|(bytes, _)| bytes).collect();
+    assert_eq!(arrived, frames.into_iter().map(|given| given.bytes).collect::<Vec<_>>());
+    // It came from the channel, which is where the peer is: nobody has moved.
+    assert_eq!(ingress.poll_notice(), Some(Notice::Confirmed { local: b.transport.local() }));
+    assert_eq!(ingress.poll_notice(), None);
+}
+
+#[test]
+fn a_relay_carries_only_what_comes_from_where_its_user_is_by_a_channel_it_gave() {
+    let now = start();
+    let (mut a, _) = pair(now);
+    a.fib.peers[0].via = Some((endpoint(RELAY), CHANNELS[0].0));
+    let batch = egress(&a, &[given(to_two(100, 1))], now);
+    let sent = [(batch.bytes(0).to_vec(), Ecn::NotCapable)];
+    for (from, channel, reason) in [
+        (2, CHANNELS[0].0, DropReason::ForeignChannel),
+        (1, CHANNELS[1].0, DropReason::ForeignChannel),
+        (1, CHANNELS[0].1, DropReason::UnknownChannel),
+    ] {
+        let mut wrong = sent.clone();
+        relay::mark(&mut wrong[0].0, channel);
+        let (batch, ingress) = relayed(&wrong, from);
+        assert_eq!(batch.slots()[0].verdict, Verdict::Drop(reason));
+        assert_eq!(ingress.counters().get(reason), 1);
+    }
 }

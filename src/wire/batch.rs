@@ -87,6 +87,10 @@ drop_reasons! {
     DatagramMalformed = "datagram-malformed",
     /// A sealed datagram for a session we do not have.
     UnknownReceiver = "unknown-receiver",
+    /// A relayed datagram for a channel that we do not have, or whose other end is not there yet.
+    UnknownChannel = "unknown-channel",
+    /// A datagram to be relayed that does not come from where its sender is.
+    ForeignChannel = "foreign-channel",
     /// A counter seen before, or older than the replay window.
     Replayed = "replayed",
     /// The AEAD tag does not verify.

@@ -4,13 +4,18 @@
 //! |---|---|
 //! | 0 | kind |
 //! | 1..4 | flags, zero in this version |
-//! | 4..8 | receiver index, big endian (in an initiation: the sender's index) |
+//! | 4..8 | receiver index, big endian (in an initiation: the sender's index); its owner may give its bits a meaning ([`SHARE_BITS`]) |
 //! | 8..16 | counter, big endian (absent from handshake datagrams, see `session::handshake`) |
 //!
 //! The header is the associated data of the AEAD, so no bit of it can be changed on the way.
 
 /// Length of [`Header`], bytes.
 pub const HEADER_LEN: usize = 16;
+
+/// The last bits of a receiver index, which are the same in every session with one peer: a receiver of several sockets
+/// chooses one by them, so that neither a new session nor a new path of a peer lets its datagrams overtake each other. 16
+/// values are enough for as many lanes, which are more than any laptop has cores to spare.
+pub const SHARE_BITS: u32 = 0xf;
 
 /// Length of an AEAD tag, bytes (ChaCha20-Poly1305 and AES-GCM alike).
 pub const TAG_LEN: usize = 16;

@@ -17,6 +17,7 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::PeerId;
 use crate::identity::canonical::{self, CodecError};
 
 use super::header::{HEADER_LEN, TAG_LEN};
@@ -157,6 +158,27 @@ pub enum Message {
     Goodbye,
     /// Nothing: confirms a session or keeps it warm.
     Keepalive,
+    /// To a relay: I want to speak with `peer` through you. Mark what comes from there with `channel` ([`super::relay`]).
+    Open {
+        /// At the other side.
+        peer: PeerId,
+        /// Of 24 bits, chosen by the sender.
+        channel: u32,
+    },
+    /// From a relay: you can speak with `peer` through me. Mark what goes there with `channel`.
+    Opened {
+        /// At the other side.
+        peer: PeerId,
+        /// Of 24 bits, chosen by the relay.
+        channel: u32,
+    },
+    /// Over a relay: we both send to all candidates of each other now, first so that it opens our own NATs only.
+    Punch,
+    /// From a relay: not to this peer, not now.
+    Refused {
+        /// Whom it was asked for.
+        peer: PeerId,
+    },
 }
 
 impl Message {

@@ -10,8 +10,9 @@ pub mod ecn;
 pub mod ethernet;
 pub mod header;
 pub mod message;
+pub mod relay;
 
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;
-pub use header::{DatagramKind, Header};
+pub use header::{DatagramKind, Header, SHARE_BITS};
 pub use message::{Checksum, Inner, Message};

@@ -50,6 +50,10 @@ pub fn in_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
                 }
             }
             assert!(output.status.success(), "{}\n{text}", output.status);
+            assert!(
+                text.contains("1 passed"),
+                "no test is called {name}: the closure must stand in the test itself\n{text}"
+            );
         }
         Place::Impossible(reason) => {
             assert!(std::env::var_os("MESHD_REQUIRE_LAB").is_none(), "must not be skipped here: {reason}");

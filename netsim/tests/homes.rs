@@ -1,0 +1,259 @@
+//! Two homes behind boxes, and one member on the Internet itself whom everybody knows.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use netsim::oracle;
+use netsim::transit::TTL;
+use netsim::{BoxId, HostId, NatKind, Seed, SegmentId, World};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Seeds of each story.
+const SEEDS: u64 = 10;
+
+/// Every kind that lets UDP out, by name.
+const KINDS: [(&str, NatKind); 11] = [
+    ("firewall", NatKind::FIREWALL),
+    ("full cone", NatKind::FULL_CONE),
+    ("address restricted", NatKind::ADDRESS_RESTRICTED),
+    ("port restricted", NatKind::PORT_RESTRICTED),
+    ("port restricted, not preserving", NatKind::PORT_RESTRICTED_NOT_PRESERVING),
+    ("careless Linux", NatKind::CARELESS_LINUX),
+    ("symmetric random", NatKind::SYMMETRIC_RANDOM),
+    ("symmetric sequential", NatKind::SYMMETRIC_SEQUENTIAL),
+    ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
+    ("carrier", NatKind::CARRIER),
+    ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
+];
+
+/// A home with one member.
+#[derive(Clone, Copy)]
+struct Home {
+    host: HostId,
+    nat: BoxId,
+}
+
+/// The stage: all are members of one network, none is started.
+struct Stage {
+    world: World,
+    internet: SegmentId,
+    public: HostId,
+    homes: Vec<Home>,
+}
+
+impl Stage {
+    fn new(seed: u64) -> Self {
+        let mut world = World::new(Seed::or(seed));
+        let internet = world.internet();
+        let public = world.laptops(1, internet)[0];
+        Self { world, internet, public, homes: Vec::new() }
+    }
+
+    /// Two homes on the Internet, one behind a box of each kind.
+    fn of(seed: u64, kinds: [NatKind; 2]) -> Self {
+        let mut stage = Self::new(seed);
+        for kind in kinds {
+            stage.add_home(kind, stage.internet);
+        }
+        stage
+    }
+
+    fn add_home(&mut self, kind: NatKind, outside: SegmentId) {
+        let (lan, nat) = self.world.home_behind(kind, outside);
+        self.add_member(lan, nat);
+    }
+
+    fn add_member(&mut self, lan: SegmentId, nat: BoxId) {
+        let host = self.world.laptops(1, lan)[0];
+        self.world.introduce(host, &[self.public]);
+        self.homes.push(Home { host, nat });
+    }
+
+    fn start(&mut self) {
+        self.world.start(self.public);
+        for home in &self.homes {
+            self.world.start(home.host);
+        }
+    }
+
+    /// That pings between the public member and everybody at home are all answered for `span`, whoever asks.
+    fn assert_everybody_speaks_with_the_public_member(&mut self, span: Duration, what: &str) {
+        let pairs = self.homes.iter().flat_map(|home| [(home.host, self.public), (self.public, home.host)]);
+        let pings: Vec<_> =
+            pairs.collect::<Vec<_>>().into_iter().map(|(a, b)| self.world.ping(a, b, 200 * MS, span)).collect();
+        self.world.run_for(span + SECOND);
+        for ping in pings {
+            let drops = self.world.drops();
+            let conversation = self.world.conversation(ping);
+            let (sent, answered) = (conversation.sent, conversation.answered);
+            assert!(sent > 0 && answered == sent, "{what}: {answered} of {sent} pings answered; drops: {drops}");
+        }
+    }
+}
+
+#[test]
+fn a_member_on_the_internet_has_a_session_with_every_home_whatever_its_box() {
+    for (index, (name, kind)) in KINDS.into_iter().enumerate() {
+        for seed in 0..SEEDS {
+            let mut stage = Stage::of(10_000 + 100 * index as u64 + seed, [kind, NatKind::PORT_RESTRICTED]);
+            stage.start();
+            stage.world.settle_within(3 * SECOND);
+            assert_eq!(oracle::pairs(&stage.world).len(), 2, "{name}");
+            stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, name);
+        }
+    }
+}
+
+#[test]
+fn a_session_that_is_not_used_outlives_the_memory_of_the_box() {
+    for seed in 0..SEEDS {
+        let kinds = [NatKind::CARELESS_LINUX, NatKind::PORT_RESTRICTED.expiring(30 * SECOND)];
+        let mut stage = Stage::of(12_000 + seed, kinds);
+        stage.start();
+        stage.world.settle_within(3 * SECOND);
+        stage.world.run_for(20 * MINUTE);
+        assert_eq!(oracle::faults(&stage.world), [""; 0]);
+        stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "after twenty minutes");
+        for home in &stage.homes {
+            assert!(!stage.world.outside_of(home.host, home.nat).is_empty());
+        }
+    }
+}
+
+#[test]
+fn homes_see_nothing_of_what_they_did_not_ask_for() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::of(12_100 + seed, [NatKind::PORT_RESTRICTED, NatKind::SYMMETRIC_RANDOM]);
+        let stranger = stage.world.laptops(1, stage.internet)[0];
+        stage.start();
+        stage.world.settle_within(3 * SECOND);
+        let world = &mut stage.world;
+        let targets: Vec<SocketAddr> =
+            stage.homes.iter().flat_map(|home| world.outside_of(home.host, home.nat)).collect();
+        assert!(targets.len() >= 2);
+        let filtered = world.filtered;
+        for target in &targets {
+            for port in [target.port(), target.port().wrapping_add(1), 22] {
+                world.emit(stranger, 4747, SocketAddr::new(target.ip(), port), TTL, b"let me in");
+            }
+        }
+        world.run_for(SECOND);
+        assert!(world.filtered >= filtered + 3 * targets.len() as u64);
+        for home in &stage.homes {
+            assert_eq!(world.arrivals(stranger, home.host), 0);
+        }
+        stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "after a stranger knocked");
+    }
+}
+
+#[test]
+fn mappings_of_who_is_gone_expire_and_nothing_comes_in_any_more() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::of(12_200 + seed, [NatKind::PORT_RESTRICTED, NatKind::SYMMETRIC_SEQUENTIAL]);
+        stage.start();
+        stage.world.settle_within(3 * SECOND);
+        let (world, public) = (&mut stage.world, stage.public);
+        for home in &stage.homes {
+            let now = world.now();
+            assert!(world.topology.nat(home.nat).mappings(now) > 0);
+            world.stop(home.host, false);
+        }
+        world.run_for(2 * MINUTE + SECOND);
+        for home in &stage.homes {
+            let (now, before) = (world.now(), world.arrivals(public, home.host));
+            let nat = world.topology.nat(home.nat);
+            assert_eq!((nat.mappings(now), nat.flows(now)), (0, 0));
+            let outside = SocketAddr::new(nat.address(), 4747);
+            world.emit(public, 4747, outside, TTL, b"still there?");
+            world.run_for(SECOND);
+            assert_eq!(world.arrivals(public, home.host), before);
+        }
+    }
+}
+
+#[test]
+fn who_comes_back_after_its_mapping_expired_has_its_session_again() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::of(12_300 + seed, [NatKind::PORT_RESTRICTED_NOT_PRESERVING, NatKind::SYMMETRIC_RANDOM]);
+        stage.start();
+        stage.world.settle_within(3 * SECOND);
+        for home in stage.homes.clone() {
+            stage.world.stop(home.host, false);
+        }
+        stage.world.run_for(5 * MINUTE);
+        for home in stage.homes.clone() {
+            stage.world.start(home.host);
+        }
+        stage.world.settle_within(3 * SECOND);
+        stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "after coming back");
+    }
+}
+
+#[test]
+fn where_udp_is_blocked_there_is_a_control_connection_and_no_session() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::of(12_400 + seed, [NatKind::UDP_BLOCKED, NatKind::PORT_RESTRICTED]);
+        stage.start();
+        stage.world.settle_within(3 * SECOND);
+        stage.world.run_for(MINUTE);
+        let (world, public) = (&stage.world, stage.public);
+        let [blocked, free] = stage.homes[..] else { panic!("two homes") };
+        assert_eq!(oracle::pairs(world), [(public, free.host)]);
+        assert!(!oracle::sends(world, blocked.host, public) && !oracle::sends(world, public, blocked.host));
+        assert_eq!((world.arrivals(blocked.host, public), world.arrivals(public, blocked.host)), (0, 0));
+        assert_eq!(world.topology.nat(blocked.nat).statistics().opened, 0);
+        assert!(world.filtered > 0);
+        assert_eq!([blocked, free].map(|home| world.directory.connections(home.host)), [1, 1]);
+    }
+}
+
+#[test]
+fn homes_with_the_same_addresses_do_not_confuse_anybody() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::new(12_500 + seed);
+        for kind in [NatKind::PORT_RESTRICTED, NatKind::SYMMETRIC_RANDOM] {
+            let (lan, nat) = stage.world.home_at([192, 168, 178], kind, stage.internet);
+            for _ in 0..2 {
+                stage.add_member(lan, nat);
+            }
+        }
+        stage.start();
+        // Those of one home have each other by mDNS, and all of them the public member.
+        stage.world.settle_within(5 * SECOND);
+        assert_eq!(oracle::pairs(&stage.world).len(), 6);
+        stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "same addresses");
+        stage.world.run_for(MINUTE);
+        assert_eq!(oracle::faults(&stage.world), [""; 0]);
+    }
+}
+
+#[test]
+fn a_home_behind_a_carrier_has_its_session() {
+    for seed in 0..SEEDS {
+        for kind in [NatKind::CARRIER, NatKind::CARRIER_SYMMETRIC] {
+            let mut stage = Stage::new(12_600 + seed);
+            let (access, carrier) = stage.world.carrier(kind, stage.internet);
+            stage.add_home(NatKind::PORT_RESTRICTED, access);
+            stage.add_home(NatKind::SYMMETRIC_RANDOM, stage.internet);
+            stage.start();
+            stage.world.settle_within(3 * SECOND);
+            stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "a carrier");
+            assert!(stage.world.topology.nat(carrier).statistics().opened > 0);
+        }
+    }
+}
+
+#[test]
+fn a_run_behind_boxes_is_a_function_of_its_seed() {
+    let run = |seed| {
+        let mut stage = Stage::of(seed, [NatKind::SYMMETRIC_RANDOM, NatKind::CARELESS_LINUX]);
+        stage.start();
+        stage.world.run_for(MINUTE);
+        (stage.world.trace.digest(), stage.world.trace.written())
+    };
+    assert_eq!(run(12_700), run(12_700));
+    assert_ne!(run(12_700).0, run(12_701).0);
+}

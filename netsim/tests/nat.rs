@@ -1,0 +1,173 @@
+//! Behind NATs of the kernel, with the real binary: who meets whom, how fast, and over which path.
+//!
+//! Each test runs itself again in private namespaces (see `netsim::netns`).
+#![expect(clippy::disallowed_methods, reason = "the real world has real time")]
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use netsim::netns::homes::{Home, Homes, Router};
+use netsim::netns::trial::{MEET, figure, in_lab};
+use netsim::netns::{Background, Lab, Node, Pings, wait_for};
+
+/// From the start of the second of two laptops behind routers to their session: they meet over the public member's control
+/// network, and both must open their routers first.
+const DIRECT: Duration = Duration::from_secs(5);
+
+/// Founded by the public laptop; both homes have joined by its invite and started.
+fn two_homes(lab: &mut Lab, routers: [Router; 2]) -> Result<(Homes, Node, [Node; 2])> {
+    let homes = Homes::new(lab, &[("ada", routers[0]), ("bob", routers[1])])?;
+    homes.public.found("party")?;
+    let public = homes.public.up()?;
+    let mut nodes = Vec::new();
+    for home in &homes.homes {
+        home.laptop.join(&homes.public.invite(&[])?)?;
+        nodes.push(home.laptop.up()?);
+        nodes.last().context("just started")?.wait_connected(1, MEET)?;
+    }
+    Ok((homes, public, nodes.try_into().expect("two homes, two nodes")))
+}
+
+/// Where `home` is for the rest of the world, as its peer says.
+fn endpoint_of(home: &Home, by: &Node) -> Result<String> {
+    let peers = by.laptop().ask(&["peers"])?;
+    let peers = peers["peers"].as_array().context("peers")?.clone();
+    let peer = peers.iter().find(|peer| peer["name"] == home.laptop.name.as_str()).context("it is not known")?;
+    Ok(peer["endpoint"].as_str().unwrap_or("none").to_owned())
+}
+
+fn meet(lab: &mut Lab, routers: [Router; 2]) -> Result<()> {
+    let (homes, mut public, nodes) = two_homes(lab, routers)?;
+    let begin = Instant::now();
+    for node in &nodes {
+        node.wait_connected(2, DIRECT)?;
+    }
+    figure(&format!(
+        "{routers:?}: a session {} ms after the second knew the public member",
+        begin.elapsed().as_millis()
+    ));
+    for (home, other) in [(0, 1), (1, 0)] {
+        let gate = format!("{}:", homes.homes[home].gate.underlay);
+        // They may have met through the public one first.
+        wait_for("a direct path", DIRECT, || Ok(endpoint_of(&homes.homes[home], &nodes[other])?.starts_with(&gate)))?;
+        let status = nodes[home].laptop().ask(&["status"])?;
+        ensure!(status["seen_at"][0].as_str().is_some_and(|seen| seen.starts_with(&gate)), "{status}");
+    }
+    figure(&format!("{routers:?}: direct after {} ms", begin.elapsed().as_millis()));
+    // The public one was only needed to meet.
+    public.kill9()?;
+    let target = nodes[1].ipv4();
+    homes.homes[0].laptop.run(&format!("ping -n -q -c 20 -i 0.1 -W 2 {target}"))?;
+    Ok(())
+}
+
+#[test]
+fn two_homes_behind_symmetric_routers_speak_through_the_public_member_and_it_reads_nothing() {
+    in_lab(|lab| {
+        let (homes, public, nodes) = two_homes(lab, [Router::Symmetric, Router::Symmetric])?;
+        let begin = Instant::now();
+        for node in &nodes {
+            node.wait_connected(2, DIRECT)?;
+        }
+        figure(&format!("relayed {} ms after the second knew the public member", begin.elapsed().as_millis()));
+        let peers = nodes[0].laptop().ask(&["peers"])?;
+        let bob =
+            peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "bob")).context("bob")?;
+        ensure!(bob["path"] == "relayed" && bob["via"] == "pub", "{bob}");
+        let target = nodes[1].ipv4();
+        let file = homes.public.dir.join("seen.pcap");
+        let words =
+            ["-i", "eth0", "-U", "-s", "0", "-w", &file.display().to_string(), "udp port 4747"].map(str::to_owned);
+        let capture = Background::start(homes.public.command("tcpdump").args(words))?;
+        // It writes the header of the file when it listens.
+        wait_for("tcpdump listens", MEET, || Ok(file.metadata().is_ok_and(|file| file.len() > 0)))?;
+        homes.homes[0].laptop.run(&format!("ping -n -q -c 20 -i 0.1 -W 2 -p 6d65736864 {target}"))?;
+        // Each question and each answer, 98 bytes of frame at least, comes and goes.
+        wait_for("the relay has seen all of it", MEET, || Ok(file.metadata()?.len() > 80 * 98))?;
+        drop(capture);
+        let seen = std::fs::read(&file)?;
+        ensure!(!seen.windows(10).any(|window| window == b"meshdmeshd"), "what was pinged can be read at the relay");
+        ensure!(public.drops()?.iter().all(|(reason, _)| !reason.ends_with("-channel")), "{:?}", public.drops());
+        Ok(())
+    });
+}
+
+#[test]
+fn when_one_of_two_relays_dies_its_pairs_go_on_by_the_other() {
+    in_lab(|lab| {
+        let homes = Homes::new(lab, &[("ada", Router::Symmetric), ("bob", Router::Symmetric)])?;
+        let spare = homes.another(lab, "spare")?;
+        homes.public.found("party")?;
+        let mut public = homes.public.up()?;
+        spare.join(&homes.public.invite(&[])?)?;
+        let spare = spare.up()?;
+        spare.wait_connected(1, MEET)?;
+        let mut nodes = Vec::new();
+        for home in &homes.homes {
+            home.laptop.join(&homes.public.invite(&[])?)?;
+            nodes.push(home.laptop.up()?);
+        }
+        for node in &nodes {
+            node.wait_connected(3, DIRECT)?;
+        }
+        let via = |node: &Node| -> Result<String> {
+            let peers = node.laptop().ask(&["peers"])?;
+            let bob = peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "bob").cloned());
+            Ok(bob.context("bob")?["via"].as_str().unwrap_or("nobody").to_owned())
+        };
+        let pings = Pings::start(nodes[0].laptop(), nodes[1].ipv4(), 20)?;
+        thread::sleep(Duration::from_secs(4));
+        let (mut spare, first) = (spare, via(&nodes[0])?);
+        if first == "pub" {
+            public.kill9()?
+        } else {
+            spare.kill9()?
+        }
+        thread::sleep(Duration::from_secs(6));
+        let loss = pings.stop()?;
+        figure(&format!("{first}, the relay, was killed: {} ms without an answer", loss.longest * 50));
+        ensure!(loss.longest <= 3 * 20, "{loss:?}");
+        ensure!(via(&nodes[0])? != first, "still by {first}");
+        Ok(())
+    });
+}
+
+#[test]
+fn when_the_direct_way_breaks_the_public_member_carries_it_within_four_seconds() {
+    in_lab(|lab| {
+        let (homes, _public, nodes) = two_homes(lab, [Router::Careful, Router::Careful])?;
+        let [ada, bob] = &homes.homes[..] else { unreachable!("two homes") };
+        let gate = format!("{}:", bob.gate.underlay);
+        nodes[0].wait_connected(2, DIRECT)?;
+        wait_for("a direct path", 2 * DIRECT, || Ok(endpoint_of(bob, &nodes[0])?.starts_with(&gate)))?;
+        let pings = Pings::start(&ada.laptop, nodes[1].ipv4(), 20)?;
+        thread::sleep(Duration::from_secs(3));
+        ada.cut_off_from(bob)?;
+        bob.cut_off_from(ada)?;
+        thread::sleep(Duration::from_secs(8));
+        let loss = pings.stop()?;
+        figure(&format!("the direct way broke: {} ms without an answer", loss.longest * 50));
+        ensure!(loss.longest <= 4 * 20, "{loss:?}");
+        ensure!(
+            endpoint_of(bob, &nodes[0])?.starts_with(&homes.public.underlay.to_string()),
+            "not by the public member"
+        );
+        Ok(())
+    });
+}
+
+#[test]
+fn two_homes_behind_careful_routers_meet_directly() {
+    in_lab(|lab| meet(lab, [Router::Careful, Router::Careful]));
+}
+
+#[test]
+fn two_homes_behind_careless_routers_meet_directly() {
+    in_lab(|lab| meet(lab, [Router::Careless, Router::Careless]));
+}
+
+#[test]
+fn a_careless_router_and_a_careful_one_meet_directly() {
+    in_lab(|lab| meet(lab, [Router::Careless, Router::Careful]));
+}

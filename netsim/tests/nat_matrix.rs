@@ -1,0 +1,146 @@
+//! Every pair of boxes: how two homes speak that know one public member, held against the oracle.
+//!
+//! Prediction and the birthday method are not there yet: such pairs speak through the relay.
+
+use std::time::Duration;
+
+use netsim::link::Conditions;
+use netsim::oracle::{Way, direct_path_possible};
+use netsim::{HostId, NatKind, Seed, World};
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+/// Seeds of each pair.
+const SEEDS: u64 = 20;
+
+/// From the start of everything to the first ping: the founders' goal for its worst.
+const FIRST_PING: Duration = Duration::from_secs(5);
+
+/// From then to the best path, at the worst: when a loss has let a careless box be knocked at too early, it must first forget.
+const BEST_PATH: Duration = Duration::from_secs(120);
+
+const KINDS: [(&str, NatKind); 12] = [
+    ("public", NatKind::PUBLIC),
+    ("firewall", NatKind::FIREWALL),
+    ("full cone", NatKind::FULL_CONE),
+    ("address restricted", NatKind::ADDRESS_RESTRICTED),
+    ("port restricted", NatKind::PORT_RESTRICTED),
+    ("port restricted, not preserving", NatKind::PORT_RESTRICTED_NOT_PRESERVING),
+    ("careless Linux", NatKind::CARELESS_LINUX),
+    ("symmetric random", NatKind::SYMMETRIC_RANDOM),
+    ("symmetric sequential", NatKind::SYMMETRIC_SEQUENTIAL),
+    ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
+    ("carrier", NatKind::CARRIER),
+    ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
+];
+
+/// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
+fn two_homes(seed: u64, kinds: [NatKind; 2]) -> (World, [HostId; 2]) {
+    let mut world = World::new(Seed::or(seed));
+    let internet = world.internet();
+    world.topology.set_conditions(internet, Conditions::WAN.losing(2));
+    let public = world.laptops(1, internet)[0];
+    let homes = kinds.map(|kind| {
+        let (lan, _) = world.home_behind(kind, internet);
+        let host = world.laptops(1, lan)[0];
+        world.introduce(host, &[public]);
+        host
+    });
+    world.start(public);
+    homes.into_iter().for_each(|home| world.start(home));
+    (world, homes)
+}
+
+/// How `from` reaches `to` now: `direct`, `relayed` or something worse.
+fn path(world: &mut World, from: HostId, to: HostId) -> String {
+    let wanted = world.host(to).peer.to_string();
+    let peers = world.peers(from);
+    peers.into_iter().find(|peer| peer.peer == wanted).map_or_else(|| "unknown".to_owned(), |peer| peer.path)
+}
+
+/// The pairs of row `row`, each once.
+fn hold_against_the_oracle(row: usize) {
+    let (name, kind) = KINDS[row];
+    let mut times = Vec::new();
+    for (column, (other, other_kind)) in KINDS.into_iter().enumerate().skip(row) {
+        let best = match direct_path_possible(&kind, &other_kind) {
+            Way::Direct => "direct",
+            Way::Predicted | Way::Birthday | Way::Relayed => "relayed",
+        };
+        for seed in 0..SEEDS {
+            let what = format!("{name} with {other}, seed {seed}");
+            let (mut world, [a, b]) = two_homes(20_000 + (row * 100 + column) as u64 * 100 + seed, [kind, other_kind]);
+            let took = world.first_answer(a, b, FIRST_PING);
+            times.push(took.unwrap_or_else(|| panic!("{what}: no ping is answered; drops: {}", world.drops())));
+            let found = world.wait_for(BEST_PATH, |world| path(world, a, b) == best && path(world, b, a) == best);
+            let paths = [path(&mut world, a, b), path(&mut world, b, a)];
+            assert!(found.is_some(), "{what}: {paths:?}, not {best}; drops: {}", world.drops());
+            // It stays, and everybody is there.
+            let ping = world.ping(a, b, 100 * MS, 3 * SECOND);
+            world.run_for(4 * SECOND);
+            let conversation = world.conversation(ping);
+            assert!(conversation.answered * 10 >= conversation.sent * 7, "{what}: {conversation:?}");
+        }
+    }
+    times.sort_unstable();
+    assert!(times[times.len() / 2] <= 2 * SECOND, "{name}: the median first ping took {:?}", times[times.len() / 2]);
+}
+
+/// Who relays from `from` to `to`, by name.
+fn relay(world: &mut World, from: HostId, to: HostId) -> Option<String> {
+    let wanted = world.host(to).peer.to_string();
+    world.peers(from).into_iter().find(|peer| peer.peer == wanted)?.via
+}
+
+#[test]
+fn when_a_relay_dies_its_pairs_go_on_by_another_within_three_seconds() {
+    for seed in 0..SEEDS {
+        let mut world = World::new(Seed::or(30_000 + seed));
+        let internet = world.internet();
+        let publics = world.laptops(3, internet);
+        let homes = [(); 2].map(|()| {
+            let (lan, _) = world.home_behind(NatKind::SYMMETRIC_RANDOM, internet);
+            let host = world.laptops(1, lan)[0];
+            world.introduce(host, &publics[..1]);
+            host
+        });
+        for newcomer in &publics[1..] {
+            world.introduce(*newcomer, &publics[..1]);
+        }
+        for host in publics.iter().chain(&homes) {
+            world.start(*host);
+        }
+        world.first_answer(homes[0], homes[1], FIRST_PING).expect("an answer");
+        world.run_for(10 * SECOND);
+        let ping = world.ping(homes[0], homes[1], 100 * MS, 20 * SECOND);
+        world.run_for(5 * SECOND);
+        let first = relay(&mut world, homes[0], homes[1]).expect("a relay");
+        let dying =
+            publics.iter().copied().find(|host| world.host(*host).name.to_string() == first).expect("it is known");
+        world.stop(dying, false);
+        world.run_for(20 * SECOND);
+        let conversation = world.conversation(ping);
+        assert!(conversation.longest_silence <= 3 * SECOND, "seed {seed}: {conversation:?}");
+        assert_ne!(relay(&mut world, homes[0], homes[1]), Some(first));
+    }
+}
+
+macro_rules! rows {
+    ($($test:ident = $row:literal,)+) => { $(#[test] fn $test() { hold_against_the_oracle($row); })+ };
+}
+
+rows! {
+    a_public_host_with_everybody = 0,
+    a_firewall_with_everybody = 1,
+    a_full_cone_with_everybody = 2,
+    an_address_restricted_box_with_everybody = 3,
+    a_port_restricted_box_with_everybody = 4,
+    a_box_that_does_not_preserve_ports_with_everybody = 5,
+    a_careless_linux_router_with_everybody = 6,
+    a_symmetric_box_of_random_ports_with_everybody = 7,
+    a_symmetric_box_of_sequential_ports_with_everybody = 8,
+    a_symmetric_box_with_an_open_filter_with_everybody = 9,
+    a_carrier_with_everybody = 10,
+    a_symmetric_carrier_with_everybody = 11,
+}

@@ -1,0 +1,91 @@
+//! Two members behind NATs knock at the same time, each at its own door first.
+//!
+//! What is sent to an endpoint that nobody has proved goes there twice: first with a hop limit that lets it open our own
+//! NAT and die before the peer's, and only [`crate::nat::path::OPENING_TIME`] later so that it arrives. A careless NAT (many Linux routers)
+//! keeps state for what arrives unasked, and then gives the peer another port than the one that everybody was told. While a
+//! session runs through a relay, both are told to knock together ([`Message::Punch`]), again and again but ever more seldom.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use crate::identity::PeerId;
+use crate::nat::path::OPENING_TIME;
+use crate::switch::seal_message;
+use crate::wire::Message;
+use crate::wire::relay::channel_behind;
+
+use super::Node;
+use super::event::Transmit;
+use super::timers::Timer;
+
+/// Routers that a datagram crosses which is only to open our own NAT: the one at home. With three it would reach a
+/// neighbour's.
+const OPENING_HOPS: u8 = 2;
+
+/// How often such a datagram is sent: if the only one is lost, the peer's arrives too early.
+const OPENINGS: usize = 2;
+
+/// Between tries of all candidates while the path is a relay's: nearly all that ever works works at once; what a careless
+/// NAT spoilt is good again when it was silent for half a minute; and a router may be restarted.
+const AGAIN: [Duration; 4] =
+    [Duration::from_secs(5), Duration::from_secs(35), Duration::from_secs(60), Duration::from_secs(300)];
+
+/// A member that keeps asking us to knock is not obeyed more often: its record may name others' addresses.
+const PACE: Duration = Duration::from_secs(2);
+
+impl Node {
+    /// Sends a datagram to a candidate of a peer: so that it arrives, if we have been to our own door. Returns whether it will.
+    pub(super) fn approach(&mut self, id: PeerId, endpoint: SocketAddr, bytes: &[u8], now: Instant) -> bool {
+        let arrives = self.peers.get_mut(&id).is_none_or(|peer| peer.paths.may_arrive(endpoint, now));
+        let transmit = Transmit::to(endpoint, bytes.to_vec());
+        match (arrives, channel_behind(&endpoint)) {
+            (true, None) => self.outbox.push_back(transmit),
+            // The answer to what goes through a relay needs its channel in the picture.
+            (_, Some(_)) => self.picture.send(transmit, &mut self.outbox),
+            (false, None) => {
+                let opening = Transmit { hop_limit: Some(OPENING_HOPS), ..transmit };
+                self.outbox.extend(std::iter::repeat_n(opening, OPENINGS));
+            }
+        }
+        arrives
+    }
+
+    /// If the path to a peer is a relay's, sees to it that another relay is ready, and tries for a better path when it is time.
+    pub(super) fn upgrade(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.is_direct() {
+            (peer.punched, peer.punches) = (None, 0);
+            return;
+        }
+        self.seek_more_relays(id, now);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let wait = AGAIN[peer.punches.min(AGAIN.len() - 1)];
+        if peer.punched.is_some_and(|last| now < last + wait) {
+            return;
+        }
+        (peer.punched, peer.punches) = (Some(now), peer.punches + 1);
+        self.send_message(id, &Message::Punch, now);
+        self.punch(id, now);
+    }
+
+    /// Opens our NAT for every candidate of a peer, who does the same now; then both knock.
+    pub(super) fn punch(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(transport) = peer.current.clone() else { return };
+        if peer.knocked.is_some_and(|last| now < last + PACE) {
+            return;
+        }
+        peer.knocked = Some(now);
+        peer.paths.begin_anew();
+        let candidates = peer.paths.endpoints();
+        let strange = candidates.into_iter().filter(|endpoint| channel_behind(endpoint).is_none());
+        for endpoint in strange.collect::<Vec<_>>() {
+            if !self.is_overlay(endpoint.ip())
+                && let Some(bytes) = seal_message(&transport, &Message::Keepalive, now)
+            {
+                self.approach(id, endpoint, &bytes, now);
+            }
+        }
+        self.timers.set(Timer::Punch(id), now + OPENING_TIME);
+    }
+}
