@@ -15,9 +15,9 @@ use crate::wire::header::{HEADER_LEN, Header, TAG_LEN};
 use super::rekey::{REJECT_AFTER_MESSAGES, REJECT_AFTER_TIME, REKEY_AFTER_MESSAGES, REKEY_AFTER_TIME, RESPONDER_GRACE};
 use super::replay::ReplayWindow;
 
-/// Data that comes after so long a rest is told: somewhat less than the pause after which nobody looks at a silent peer every
-/// second any more (`node::sessions`).
-pub const REST: Duration = Duration::from_secs(4);
+/// Data that comes after so long a rest is told; while there is no such rest, somebody looks after the peer's silence every
+/// second (`node::sessions`).
+pub const REST: Duration = Duration::from_secs(1);
 
 /// Which AEAD seals a session's datagrams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

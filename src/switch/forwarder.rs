@@ -348,9 +348,9 @@ mod tests {
         let (a, _) = pair(now);
         let mut egress = Egress::default();
         let busy = Some(Notice::Busy { local: a.transport.local() });
-        for (after, told) in [(0, true), (1, false), (3, false), (8, true), (9, false)] {
-            out(&mut egress, &a.fib, &[&to_two(60), &to_two(60)], now + Duration::from_secs(after));
-            assert_eq!(egress.poll_notice(), busy.clone().filter(|_| told), "after {after} s");
+        for (after, told) in [(0, true), (900, false), (1800, false), (2800, true), (2900, false)] {
+            out(&mut egress, &a.fib, &[&to_two(60), &to_two(60)], now + Duration::from_millis(after));
+            assert_eq!(egress.poll_notice(), busy.clone().filter(|_| told), "after {after} ms");
         }
     }
 
