@@ -2,8 +2,8 @@
 //!
 //! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
 //! connections come of `Dial` and need a way in the topology, which may lead out through gateways but never in; a
-//! record is gossiped once, to whoever is connected then, and put into the shards of the nodes nearest to its keys; a
-//! lookup asks the nearest shards of the same connected component; everything takes its time; mDNS announces on the
+//! newcomer's first connections tell it whom they know; a record is gossiped once, to whoever is connected then, and put
+//! into the shards of the nodes nearest to its keys; a lookup asks the nearest shards of the same connected component; everything takes its time; mDNS announces on the
 //! LAN at the start and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -31,6 +31,10 @@ const ANNOUNCE_EVERY: (Duration, Duration) = (Duration::from_secs(14 * 60), Dura
 
 /// TCP, pnet, noise, yamux: a handful of round trips.
 const CONNECT_DELAY: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(50));
+
+/// Records that one connection tells a newcomer, and connections it asks for them, as in the real one.
+const BATCH: usize = 63;
+const WANTED_BATCHES: u8 = 3;
 
 /// One hop of gossip.
 const GOSSIP_HOP: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(30));
@@ -82,6 +86,7 @@ pub struct Agenda {
 pub struct Model {
     members: BTreeMap<HostId, Member>,
     chance: Chance,
+    arrivals: u64,
     /// Lookups answered, by whether something was found: for cost tables.
     pub lookups: (u64, u64),
 }
@@ -98,6 +103,9 @@ struct Member {
     own: Option<Arc<Verified<Record>>>,
     gossiped: bool,
     announced: bool,
+    wanted_batches: u8,
+    /// Others' newest records, by when they came.
+    known: BTreeMap<PeerId, (u64, Arc<Verified<Record>>)>,
     connections: BTreeSet<HostId>,
     shard: BTreeMap<[u8; 32], Arc<Verified<Record>>>,
     put_due: bool,
@@ -107,7 +115,7 @@ struct Member {
 impl Model {
     /// A control network without members.
     pub fn new(chance: Chance) -> Self {
-        Self { members: BTreeMap::new(), chance, lookups: (0, 0) }
+        Self { members: BTreeMap::new(), chance, arrivals: 0, lookups: (0, 0) }
     }
 
     /// A host's process starts its `life`-th life.
@@ -122,6 +130,8 @@ impl Model {
             own: None,
             gossiped: false,
             announced: false,
+            wanted_batches: WANTED_BATCHES,
+            known: BTreeMap::new(),
             connections: BTreeSet::new(),
             shard: BTreeMap::new(),
             put_due: false,
@@ -137,6 +147,9 @@ impl Model {
         for other in member.connections {
             if let Some(other_member) = self.members.get_mut(&other) {
                 other_member.connections.remove(&host);
+                if other_member.connections.is_empty() {
+                    other_member.wanted_batches = WANTED_BATCHES;
+                }
             }
             self.standing_changed(other, &mut agenda);
         }
@@ -200,7 +213,7 @@ impl Model {
         match step {
             Step::Announce(host, life) if self.lives(host, life) => self.announce(host, topology, &mut agenda),
             Step::Connect(host, life, peer, endpoints) if self.lives(host, life) => {
-                self.connect(host, peer, &endpoints, topology, &mut agenda);
+                self.connect(host, peer, &endpoints, topology, unix_now, &mut agenda);
             }
             Step::Put(host, life) if self.lives(host, life) => self.put(host, topology, unix_now, &mut agenda),
             Step::Republish(host, life, sequence) if self.lives(host, life) => {
@@ -208,7 +221,7 @@ impl Model {
                 if current.is_some_and(|record| record.sequence == sequence) {
                     let (low, high) = REPUBLISH_EVERY;
                     agenda.steps.push((self.chance.between(low, high), Step::Republish(host, life, sequence)));
-                    self.store(host, topology, unix_now);
+                    self.store(host, topology, unix_now, &mut agenda);
                 }
             }
             Step::Answer(host, life, id, key) if self.lives(host, life) => {
@@ -230,6 +243,9 @@ impl Model {
                 for (host, other) in [(a, b), (b, a)] {
                     if let Some(member) = self.members.get_mut(&host) {
                         member.connections.remove(&other);
+                        if member.connections.is_empty() {
+                            member.wanted_batches = WANTED_BATCHES;
+                        }
                     }
                     self.standing_changed(host, &mut agenda);
                 }
@@ -285,6 +301,7 @@ impl Model {
         peer: PeerId,
         endpoints: &[SocketAddr],
         topology: &Topology,
+        unix_now: UnixSeconds,
         agenda: &mut Agenda,
     ) {
         let realm = self.members.get(&host).map(|member| member.realm);
@@ -304,6 +321,37 @@ impl Model {
                 agenda.steps.push((PUT_AFTER_CONNECT, Step::Put(one, member.life)));
             }
             self.standing_changed(one, agenda);
+            self.say_hello(one, two, unix_now, agenda);
+        }
+    }
+
+    /// `asker` proves its membership to `asked`, who does the same and tells whom it knows if that is wanted.
+    fn say_hello(&mut self, asker: HostId, asked: HostId, unix_now: UnixSeconds, agenda: &mut Agenda) {
+        let Some(newcomer) = self.members.get_mut(&asker) else { return };
+        let count = if newcomer.wanted_batches > 0 { BATCH } else { 0 };
+        newcomer.wanted_batches = newcomer.wanted_batches.saturating_sub(1);
+        let Some(member) = self.members.get(&asked) else { return };
+        let mut known: Vec<_> = member.known.values().filter(|(_, record)| !record.has_expired(unix_now)).collect();
+        known.sort_unstable_by_key(|(arrival, _)| std::cmp::Reverse(*arrival));
+        let others = known.into_iter().map(|(_, record)| record).take(count);
+        let batch: Vec<_> = member.own.iter().chain(others).cloned().collect();
+        let (low, high) = CONNECT_DELAY;
+        let delay = self.chance.between(low, high);
+        for record in batch {
+            self.tell(asker, &record, delay, agenda);
+        }
+    }
+
+    /// A record reaches a host: news for its node, or not.
+    fn tell(&mut self, host: HostId, record: &Arc<Verified<Record>>, delay: Duration, agenda: &mut Agenda) {
+        if !self.accepts(host, record) {
+            return;
+        }
+        self.arrivals += 1;
+        let Some(member) = self.members.get_mut(&host).filter(|member| member.peer != record.peer()) else { return };
+        if member.known.get(&record.peer()).is_none_or(|(_, held)| held.sequence < record.sequence) {
+            member.known.insert(record.peer(), (self.arrivals, Arc::clone(record)));
+            agenda.tells.push((delay, host, Event::Gossip(Verified::clone(record))));
         }
     }
 
@@ -317,7 +365,7 @@ impl Model {
     }
 
     fn put(&mut self, host: HostId, topology: &Topology, unix_now: UnixSeconds, agenda: &mut Agenda) {
-        self.store(host, topology, unix_now);
+        self.store(host, topology, unix_now, agenda);
         let Some(member) = self.members.get_mut(&host) else { return };
         member.put_due = false;
         let Some(record) = member.own.clone().filter(|_| !member.gossiped) else { return };
@@ -326,9 +374,7 @@ impl Model {
         for (other, hops) in self.component(host, topology) {
             let (low, high) = GOSSIP_HOP;
             let delay = self.chance.between(low * hops, high * hops);
-            if other != host && self.accepts(other, &record) {
-                agenda.tells.push((delay, other, Event::Gossip(Verified::clone(&record))));
-            }
+            self.tell(other, &record, delay, agenda);
         }
     }
 
@@ -338,7 +384,7 @@ impl Model {
     }
 
     /// Puts the host's record into the shards nearest to each of its keys.
-    fn store(&mut self, host: HostId, topology: &Topology, unix_now: UnixSeconds) {
+    fn store(&mut self, host: HostId, topology: &Topology, unix_now: UnixSeconds, agenda: &mut Agenda) {
         let Some((record, realm)) = self.members.get(&host).and_then(|m| Some((m.own.clone()?, m.realm))) else {
             return;
         };
@@ -362,6 +408,7 @@ impl Model {
                 });
                 if better {
                     member.shard.insert(at, Arc::clone(&record));
+                    self.tell(other, &record, Duration::ZERO, agenda);
                 }
             }
         }

@@ -34,8 +34,8 @@ const ANSWER_TIME: Duration = Duration::from_millis(600);
 /// Between two looks at a peer to whom frames go, so that silence is noticed in time.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An idle warm peer is probed after this silence, at the next look: NATs exist that forget after 20 s. Twelve bytes a second.
-const WARM_PROBE_AFTER: Duration = Duration::from_secs(10);
+/// An idle warm peer is probed after this silence, at the next look: NATs exist that forget after 20 s. Ten bytes a second.
+const WARM_PROBE_AFTER: Duration = Duration::from_secs(12);
 
 /// Silent this long in spite of probes: gone. Six lost probes in a row do not happen on a path worth having.
 pub(super) const GONE_AFTER: Duration = Duration::from_secs(30);
@@ -74,11 +74,15 @@ impl Node {
         let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
         let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
         let deaf = sent_since && silent >= PROBE_AFTER;
-        if unmeasured || unanswered {
+        let direct = peer.is_direct();
+        if unmeasured {
             self.probe(id, now);
-        } else if deaf && peer.paths.is_unanswered() {
-            self.seek_relays(id, now);
-            self.probe(id, now);
+        } else if unanswered || deaf && peer.paths.is_unanswered() {
+            if deaf {
+                self.seek_relays(id, now);
+            }
+            // Where we speak through a relay, a lone knock on any other door only spoils the next one together.
+            self.probe_where(id, |endpoint| direct || channel_behind(endpoint).is_some(), now);
         } else if deaf {
             // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
             self.probe_primary(id, now);
@@ -118,20 +122,21 @@ impl Node {
 
     /// Probes every candidate of a peer; the first answer makes the primary.
     pub(super) fn probe(&mut self, id: PeerId, now: Instant) {
-        self.probe_best(id, usize::MAX, now);
+        self.probe_where(id, |_| true, now);
     }
 
     /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
     fn probe_primary(&mut self, id: PeerId, now: Instant) {
-        self.probe_best(id, 1, now);
+        let primary = self.peers.get(&id).and_then(|peer| peer.paths.endpoints().first().copied());
+        self.probe_where(id, |endpoint| Some(*endpoint) == primary, now);
     }
 
-    fn probe_best(&mut self, id: PeerId, count: usize, now: Instant) {
+    fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
         let endpoints = peer.paths.begin_round(nonce, now);
-        for endpoint in endpoints.into_iter().take(count) {
+        for endpoint in endpoints.into_iter().filter(wanted) {
             if !self.is_overlay(endpoint.ip())
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {

@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use libp2p::connection_limits::{self, ConnectionLimits};
@@ -21,7 +22,7 @@ use libp2p::{PeerId, StreamProtocol, identify, identity, memory_connection_limit
 use sha2::{Digest as _, Sha256};
 
 use super::super::directory::Shard;
-use super::super::record::MAX_RECORD;
+use super::super::record::{MAX_RECORD, Record, Verified};
 use crate::identity::{NetworkId, UnixSeconds};
 
 /// How often gossipsub mends its mesh and offers what others may have missed. News itself does not wait for it. Its default,
@@ -143,7 +144,7 @@ fn kademlia(peer: PeerId, names: &Names, shard: Shard, replication: NonZeroUsize
         .set_publication_interval(None)
         .set_replication_interval(None)
         .set_provider_publication_interval(None);
-    let mut kad = kad::Behaviour::with_config(peer, Store { shard, own: peer }, config);
+    let mut kad = kad::Behaviour::with_config(peer, Store { shard, stored: Vec::new(), own: peer }, config);
     kad.set_mode(Some(kad::Mode::Server));
     kad
 }
@@ -171,9 +172,14 @@ fn gossip_config(names: &Names) -> Result<gossipsub::Config, &'static str> {
         .map_err(|_| "the gossip parameters are in order: 1 <= 2 <= 4 <= 8")
 }
 
+/// Records put here between two looks: four keys of a hundred members.
+const MAX_STORED: usize = 400;
+
 /// Our shard, as kad sees it: every value is verified on its way in, providers are unknown.
 pub(super) struct Store {
     pub(super) shard: Shard,
+    /// What others have put here since somebody looked: news, when two networks have merged, long before it is gossiped.
+    pub(super) stored: Vec<Arc<Verified<Record>>>,
     own: PeerId,
 }
 
@@ -192,11 +198,14 @@ impl RecordStore for Store {
         if record.publisher == Some(self.own) {
             return Ok(());
         }
-        let stored = self.shard.put(record.key.as_ref(), &record.value, unix_now());
-        stored.map(drop).map_err(|refusal| {
+        self.shard.put(record.key.as_ref(), &record.value, unix_now()).map_err(|refusal| {
             tracing::debug!(%refusal, "put refused");
             store::Error::ValueTooLarge
-        })
+        })?;
+        if self.stored.len() < MAX_STORED {
+            self.stored.extend(self.shard.get(record.key.as_ref()).cloned());
+        }
+        Ok(())
     }
 
     fn remove(&mut self, key: &RecordKey) {

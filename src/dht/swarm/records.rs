@@ -305,6 +305,9 @@ impl Directory {
 
     /// What is due: gossip, republishing, replicating, forgetting.
     pub(super) fn tend_records(&mut self, now: Instant) {
+        for record in std::mem::take(&mut self.swarm.behaviour_mut().kad.store_mut().stored) {
+            self.learn(&record);
+        }
         if self.records.republish_at <= now {
             self.records.republish_at = now + about(REPUBLISH);
             self.put_own();
