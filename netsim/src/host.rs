@@ -3,6 +3,7 @@
 //! What the daemon does with threads, channels and sockets happens here in one call: a frame or a datagram goes through
 //! the forwarder, punts and notices go into the node, and everything that the node wants comes out in an [`Output`].
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -13,13 +14,29 @@ use meshd::identity::{Mac, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
 use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, Transmit};
 use meshd::switch::{Fib, Forwarder};
+use meshd::wire::socket::split;
 use meshd::wire::{Batch, Counters, Verdict};
+
+use crate::world::PORT;
 
 /// Bytes of a batch: a flood of a full frame to a hundred peers, in fragments, with their room.
 const BATCH_BYTES: usize = 512 * 1024;
 
 /// Slots of a batch: one frame and its copies to every peer, cut in two.
 const BATCH_SLOTS: usize = 512;
+
+/// The port of a host's socket.
+pub fn port_of(number: u16) -> u16 {
+    if number == 0 { PORT } else { FIRST_EPHEMERAL + number }
+}
+
+/// The socket at a port, if there may be one.
+pub fn socket_at(port: u16) -> Option<u16> {
+    if port == PORT { Some(0) } else { port.checked_sub(FIRST_EPHEMERAL).filter(|number| *number != 0) }
+}
+
+/// Below the ports of all sockets but the first.
+const FIRST_EPHEMERAL: u16 = 50_000;
 
 /// A host of the world, in the order in which they were added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +79,10 @@ pub struct Process {
     node: Node,
     forwarder: Forwarder,
     fib: Arc<Fib>,
+    /// The numbers of its sockets but the first.
+    sockets: BTreeSet<u16>,
+    /// Which of them the node wants to keep, once everything has been sent.
+    keep: Option<BTreeSet<u16>>,
     /// How many new pictures the node made.
     pub pictures: u64,
 }
@@ -80,7 +101,7 @@ impl Process {
     pub fn start(config: NodeConfig, seed: [u8; 32], now: Instant, unix_now: UnixSeconds, output: &mut Output) -> Self {
         let fib = Arc::new(Fib::empty(config.mac(), config.mtu));
         let node = Node::new(config, seed, now, unix_now);
-        let mut process = Self { node, forwarder: Forwarder::default(), fib, pictures: 0 };
+        let mut process = Self { node, forwarder: Forwarder::default(), fib, sockets: BTreeSet::new(), keep: None, pictures: 0 };
         process.drain(now, output);
         process
     }
@@ -187,7 +208,23 @@ impl Process {
         self.drain(now, output);
     }
 
+    /// Whether it has this socket.
+    pub fn listens_at(&self, number: u16) -> bool {
+        number == 0 || self.sockets.contains(&number)
+    }
+
     fn drain(&mut self, now: Instant, output: &mut Output) {
+        let first = output.sends.len();
+        while self.drain_once(now, output) {}
+        self.sockets.extend(output.sends[first..].iter().map(|sent| split(sent.endpoint).0).filter(|number| *number != 0));
+        if let Some(kept) = self.keep.take() {
+            self.sockets = kept;
+        }
+    }
+
+    /// Whether the node may have more to say.
+    fn drain_once(&mut self, now: Instant, output: &mut Output) -> bool {
+        let mut again = false;
         let Forwarder { egress, ingress } = &mut self.forwarder;
         while let Some(notice) = egress.poll_notice().or_else(|| ingress.poll_notice()) {
             self.node.handle_notice(notice, now);
@@ -210,10 +247,17 @@ impl Process {
                 Event::Persist(records) => {
                     output.persist = Some(records.iter().map(|record| record.bytes().to_vec()).collect());
                 }
+                Event::Witnesses(numbers) => {
+                    self.sockets.extend(&numbers);
+                    self.node.handle_witnesses(numbers.into_iter().map(|n| (n, port_of(n))).collect(), now);
+                    again = true;
+                }
+                Event::Sockets(kept) => self.keep = Some(kept),
                 // A virtual member whose certificate ends goes on, as one that does not obey would.
                 Event::MembershipEnded => (),
                 Event::PeerChange { peer, change, .. } => output.changes.push((peer, change)),
             }
         }
+        again
     }
 }

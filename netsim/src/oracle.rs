@@ -1,8 +1,10 @@
 //! The oracle: it sees the topology, so it knows who must be connected with whom.
 
-use crate::host::HostId;
+use meshd::wire::socket::split;
+
+use crate::host::{HostId, socket_at};
 use crate::nat::{Filtering, Mapping, NatKind, Ports};
-use crate::world::{PORT, World};
+use crate::world::World;
 
 /// How two members behind boxes of two kinds can come to speak by UDP, from the best to the worst.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -91,8 +93,9 @@ pub fn sends(world: &World, from: HostId, to: HostId) -> bool {
     let Some(process) = world.host(from).process.as_ref() else { return false };
     let peer = process.fib().peers.iter().find(|peer| peer.peer == world.host(to).peer);
     peer.is_some_and(|peer| {
-        let destination = world.topology.destination(from, peer.endpoint, world.now());
-        peer.transport.is_some() && destination == Some((to, PORT))
+        // NATs give each of our sockets another mapping, but all lead to the same peer.
+        let destination = world.topology.destination(from, split(peer.endpoint).1, world.now());
+        peer.transport.is_some() && destination.is_some_and(|(host, port)| host == to && socket_at(port).is_some())
     })
 }
 

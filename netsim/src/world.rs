@@ -12,10 +12,11 @@ use meshd::dht;
 use meshd::identity::{Name, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
 use meshd::node::{CommandId, Reason, Reply, Transmit};
+use meshd::wire::socket::split;
 
 use crate::directory::{Agenda, Model, Step};
 use crate::heap::Heap;
-use crate::host::{HostId, Output, Process, Scratch};
+use crate::host::{HostId, Output, Process, Scratch, port_of};
 use crate::network::{Network, UNIX_START};
 use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
@@ -394,7 +395,8 @@ impl World {
         let now = self.now;
         loop {
             for Transmit { endpoint, bytes, hop_limit } in std::mem::take(&mut output.sends) {
-                self.transmit(id, PORT, endpoint, hop_limit.unwrap_or(TTL), bytes);
+                let (number, endpoint) = split(endpoint);
+                self.transmit(id, port_of(number), endpoint, hop_limit.unwrap_or(TTL), bytes);
             }
             for command in std::mem::take(&mut output.commands) {
                 self.hosts[id.0].costs.commands += 1;

@@ -65,8 +65,8 @@ fn hold_against_the_oracle(row: usize) {
     let mut times = Vec::new();
     for (column, (other, other_kind)) in KINDS.into_iter().enumerate().skip(row) {
         let best = match direct_path_possible(&kind, &other_kind) {
-            Way::Direct => "direct",
-            Way::Predicted | Way::Birthday | Way::Relayed => "relayed",
+            Way::Direct | Way::Predicted | Way::Birthday => "direct",
+            Way::Relayed => "relayed",
         };
         for seed in 0..SEEDS {
             let what = format!("{name} with {other}, seed {seed}");

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::wire::relay;
+use crate::wire::{relay, socket};
 
 /// Where we heard of a candidate. The order is that of trust: a later origin knows better than an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -74,8 +74,9 @@ pub fn canonical(endpoint: SocketAddr) -> SocketAddr {
 pub fn is_usable(endpoint: &SocketAddr) -> bool {
     let ip = endpoint.ip();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    // Whoever names a channel's endpoint means one of his own, or lies.
+    // Whoever names a channel's endpoint, or one behind a certain socket, means one of his own, or lies.
     relay::channel_behind(endpoint).is_none()
+        && socket::split(*endpoint).0 == 0
         && endpoint.port() != 0
         && !ip.is_unspecified()
         && !ip.is_multicast()

@@ -116,6 +116,11 @@ impl Observations {
         })
     }
 
+    /// Where `peer` saw us last over IPv4.
+    pub fn seen_by(&self, peer: PeerId) -> Option<SocketAddr> {
+        self.latest.get(&(peer, false)).map(|observation| observation.seen)
+    }
+
     /// We are somewhere else now: nothing that was seen holds.
     pub fn clear(&mut self) {
         self.latest.clear();
@@ -134,7 +139,7 @@ impl Observations {
 }
 
 /// Whether an address means something on its own site only (RFC 1918, RFC 3927, RFC 4193, RFC 4291).
-fn is_local(ip: IpAddr) -> bool {
+pub fn is_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
         IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),

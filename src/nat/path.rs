@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::wire::socket;
+
 use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
 use super::score::PathScore;
 
@@ -20,6 +22,9 @@ const DOUBT_CALMED: Duration = Duration::from_secs(5);
 /// Between the datagram that opens our own NAT and one that is to arrive: by then the peer, who heard of us when we heard of it,
 /// has opened its own. Gossip and relays bring news to both sides within less.
 pub const OPENING_TIME: Duration = Duration::from_millis(250);
+
+/// Who is named by these has no NAT before it that our first datagram would have to open.
+const OPEN: [Origin; 4] = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay];
 
 /// Keeps the candidates of one peer and chooses the primary.
 #[derive(Debug, Clone, Default)]
@@ -58,7 +63,9 @@ impl PathAgent {
             known.origins.insert(origin);
             return false;
         }
-        if !is_usable(&endpoint) && origin != Origin::Relay {
+        // What came in through another of our sockets is answered through it.
+        let (_, there) = if origin == Origin::Observed { socket::split(endpoint) } else { (0, endpoint) };
+        if !is_usable(&there) && origin != Origin::Relay {
             return false;
         }
         if self.candidates.len() >= MAX_CANDIDATES {
@@ -97,21 +104,33 @@ impl PathAgent {
         candidates.into_iter().map(|candidate| candidate.endpoint).collect()
     }
 
+    /// The sockets through which candidates are reached, the first left out.
+    pub fn sockets(&self) -> impl Iterator<Item = u16> {
+        self.candidates.iter().map(|candidate| socket::split(candidate.endpoint).0).filter(|number| *number != 0)
+    }
+
     /// Whether `endpoint` is a candidate.
     pub fn knows(&self, endpoint: SocketAddr) -> bool {
         let endpoint = canonical(endpoint);
         self.candidates.iter().any(|candidate| candidate.endpoint == endpoint)
     }
 
+    /// Whether what is sent to `endpoint` opens a new flow in our NAT.
+    pub fn is_unopened(&self, endpoint: SocketAddr) -> bool {
+        let candidate = self.candidates.iter().find(|candidate| candidate.endpoint == endpoint);
+        candidate.is_some_and(|candidate| {
+            candidate.opened.is_none() && !OPEN.iter().any(|origin| candidate.origins.contains(*origin))
+        })
+    }
+
     /// Whether what is sent to `endpoint` now is to arrive. It is where nothing has to be opened: where it came from, on
     /// our LAN, at somebody's who had been there, at a relay; elsewhere [`OPENING_TIME`] after the first try, which begins now
     /// if it has not.
     pub fn may_arrive(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
-        let open = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay];
         let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) else {
             return true;
         };
-        open.into_iter().any(|origin| candidate.origins.contains(origin))
+        OPEN.iter().any(|origin| candidate.origins.contains(*origin))
             || now >= *candidate.opened.get_or_insert(now) + OPENING_TIME
     }
 

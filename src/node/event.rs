@@ -1,5 +1,6 @@
 //! What goes into the node and comes out of it.
 
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Instant;
 
@@ -26,7 +27,7 @@ pub struct Punted {
 /// A datagram to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Transmit {
-    /// Where to.
+    /// Where to; perhaps through another socket than the first ([`crate::wire::socket`]).
     pub endpoint: SocketAddr,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -63,6 +64,11 @@ pub enum Event {
     },
     /// Keep these records on disk: the members we know, so that a restart finds them without mDNS.
     Persist(Vec<Verified<Record>>),
+    /// Open sockets of these numbers and any ports, and say which with [`super::Node::handle_witnesses`].
+    Witnesses(BTreeSet<u16>),
+    /// Close every socket but the first and these. Others are opened by the first datagram that goes through them
+    /// ([`crate::wire::socket`]).
+    Sockets(BTreeSet<u16>),
     /// Our own certificate has ended: nobody accepts us any more, so stop.
     MembershipEnded,
     /// Something the user sees happened to a peer: one line at INFO.

@@ -20,6 +20,7 @@ use crate::session::gate::Admission;
 use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
 use crate::session::rekey::{GIVE_UP_AFTER, TIE_BREAK_TIME, our_initiation_wins, retry_delay};
 use crate::wire::relay::channel_behind;
+use crate::wire::socket::split;
 use crate::wire::{DatagramKind, DropReason};
 
 use super::event::{Event, PeerChange, Transmit};
@@ -210,7 +211,7 @@ impl Node {
     }
 
     fn handle_initiation(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) -> Result<(), DropReason> {
-        match self.gate.admit(&self.local, datagram, source, now) {
+        match self.gate.admit(&self.local, datagram, split(source).1, now) {
             Admission::Accept => (),
             Admission::Cookie(bytes) => {
                 self.outbox.push_back(Transmit::to(source, bytes));

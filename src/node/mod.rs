@@ -10,6 +10,8 @@
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
 //! | `frames` | a frame waits for a session or a lookup |
 //! | `punch` | two behind NATs knock at the same time |
+//! | `survey` | what our NAT does next is asked of others |
+//! | `hunt` | two hard NATs are passed by guessing ports |
 //! | `relay` | two that cannot meet speak through a third |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
@@ -19,6 +21,7 @@ pub mod command;
 pub mod event;
 mod frames;
 mod handshakes;
+mod hunt;
 mod operator;
 mod own;
 mod peer;
@@ -27,6 +30,7 @@ mod punch;
 mod records;
 mod relay;
 mod sessions;
+mod survey;
 mod timers;
 
 pub use command::{Command, CommandId, ForwardingInfo, Reply};
@@ -51,12 +55,14 @@ use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::frames::Frames;
+use self::hunt::Hunts;
 use self::operator::Pings;
 use self::own::Own;
 use self::peer::Peer;
 use self::picture::Picture;
 use self::relay::Relays;
 use self::sessions::{CHECK_INTERVAL, GONE_AFTER};
+use self::survey::Surveys;
 use self::timers::{Timer, Timers};
 
 /// Up to so many members, sessions are kept with everybody whether used or not, so that presence is known and floods
@@ -90,6 +96,8 @@ pub struct Node {
     standing: Standing,
     observations: Observations,
     relays: Relays,
+    surveys: Surveys,
+    hunts: Hunts,
     picture: Picture,
     timers: Timers,
     last_stamp: u64,
@@ -142,6 +150,8 @@ impl Node {
             standing: Standing::default(),
             observations: Observations::default(),
             relays: Relays::default(),
+            surveys: Surveys::default(),
+            hunts: Hunts::default(),
             picture: Picture::default(),
             timers: Timers::default(),
             last_stamp: 0,
@@ -203,6 +213,7 @@ impl Node {
         self.own.endpoints = endpoints;
         // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
         self.observations.clear();
+        self.surveys.clear();
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -250,6 +261,8 @@ impl Node {
                 Timer::Reconnect(peer) => self.reconnect(peer, now),
                 Timer::Session(peer) => self.check_sessions(peer, now),
                 Timer::Punch(peer) => self.probe(peer, now),
+                Timer::Survey => self.tend_surveys(now),
+                Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Renew => self.renew_record(now),
@@ -282,9 +295,9 @@ impl Node {
         None
     }
 
-    /// The next thing for the I/O to do.
+    /// The next thing for the I/O to do, after everything was sent.
     pub fn poll_event(&mut self) -> Option<Event> {
-        self.events.pop_front()
+        self.events.pop_front().or_else(|| self.poll_sockets())
     }
 
     /// When to call [`Node::handle_timeout`], and why.

@@ -10,6 +10,7 @@ use crate::dht::{self, LookupKey, Record, Verified};
 use crate::identity::PeerId;
 use crate::wire::Message;
 use crate::wire::relay::channel_behind;
+use crate::wire::socket::split;
 
 use super::Node;
 use super::command::{CommandId, ForwardingInfo, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
@@ -211,9 +212,10 @@ impl Node {
         true
     }
 
-    /// Where an endpoint is in the underlay: at the relay, if it is a channel's.
+    /// Where an endpoint is in the underlay, whatever our socket: at the relay, if it is a channel's.
     pub(super) fn underlay(&self, endpoint: SocketAddr) -> SocketAddr {
-        channel_behind(&endpoint).and_then(|channel| self.via(channel)).map_or(endpoint, |(relay, _)| relay)
+        let relay = channel_behind(&endpoint).and_then(|channel| self.via(channel)).map(|(relay, _)| relay);
+        split(relay.unwrap_or(endpoint)).1
     }
 
     fn name_of(&self, id: PeerId) -> String {

@@ -12,6 +12,8 @@ use crate::session::cookie::CookieJar;
 use crate::session::handshake::Initiator;
 use crate::wire::relay::channel_behind;
 
+use super::survey::Exchange;
+
 /// Frames that wait for one peer's session: a TCP start and an ARP or two. More would only arrive too late.
 const MAX_WAITING: usize = 32;
 
@@ -21,6 +23,9 @@ const MAX_WAIT: Duration = Duration::from_secs(3);
 /// Sessions kept behind the current one. When two handshakes cross, each side may send with another of the two; the next
 /// one must not cost either.
 const MAX_OLDER: usize = 2;
+
+/// Sources of surveys remembered: all of one are remembered until the next.
+const MAX_ASIDE: usize = 8;
 
 /// A remote member.
 pub(super) struct Peer {
@@ -46,8 +51,15 @@ pub(super) struct Peer {
     /// When all candidates were last tried to get rid of a relay, and how often.
     pub(super) punched: Option<Instant>,
     pub(super) punches: usize,
-    /// When our NAT was last opened for all of its candidates together.
+    /// When it last had us knock.
     pub(super) knocked: Option<Instant>,
+    /// What both know of their NATs.
+    pub(super) exchange: Option<Exchange>,
+    /// When ports were last guessed by the hundred, and how often.
+    pub(super) birthday: Option<Instant>,
+    pub(super) birthdays: usize,
+    /// Where it asked from only to be told so: no paths.
+    aside: VecDeque<SocketAddr>,
     /// Handshakes given up in a row.
     pub(super) failures: u32,
     /// Whether the user was told that it is connected.
@@ -98,6 +110,10 @@ impl Peer {
             punched: None,
             punches: 0,
             knocked: None,
+            exchange: None,
+            birthday: None,
+            birthdays: 0,
+            aside: VecDeque::new(),
             failures: 0,
             connected: false,
             departed: false,
@@ -112,6 +128,19 @@ impl Peer {
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.
     pub(super) fn is_promising(&self) -> bool {
         !self.departed && self.failures == 0
+    }
+
+    /// What came from `source` was no sign that it is there.
+    pub(super) fn set_aside(&mut self, source: SocketAddr) {
+        if self.aside.len() >= MAX_ASIDE {
+            self.aside.pop_front();
+        }
+        self.aside.push_back(source);
+    }
+
+    /// Whether `endpoint` is no path to it.
+    pub(super) fn is_aside(&self, endpoint: SocketAddr) -> bool {
+        self.aside.contains(&endpoint)
     }
 
     /// Keeps a frame until there is a session; false if there is no room.

@@ -3,7 +3,9 @@
 //! What is sent to an endpoint that nobody has proved goes there twice: first with a hop limit that lets it open our own
 //! NAT and die before the peer's, and only [`crate::nat::path::OPENING_TIME`] later so that it arrives. A careless NAT (many Linux routers)
 //! keeps state for what arrives unasked, and then gives the peer another port than the one that everybody was told. While a
-//! session runs through a relay, both are told to knock together ([`Message::Punch`]), again and again but ever more seldom.
+//! session runs through a relay, one opens its NAT and says so ([`Message::Punch`]), the other does the same
+//! ([`Message::Punching`]), and only who knows that the other has done it knocks: a message that is lost spoils nothing. That
+//! happens again and again but ever more seldom.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::identity::PeerId;
 use crate::nat::path::OPENING_TIME;
 use crate::switch::seal_message;
-use crate::wire::Message;
+use crate::wire::{DropReason, Message};
 use crate::wire::relay::channel_behind;
 
 use super::Node;
@@ -20,7 +22,7 @@ use super::timers::Timer;
 
 /// Routers that a datagram crosses which is only to open our own NAT: the one at home. With three it would reach a
 /// neighbour's.
-const OPENING_HOPS: u8 = 2;
+pub(super) const OPENING_HOPS: u8 = 2;
 
 /// How often such a datagram is sent: if the only one is lost, the peer's arrives too early.
 const OPENINGS: usize = 2;
@@ -36,7 +38,12 @@ const PACE: Duration = Duration::from_secs(2);
 impl Node {
     /// Sends a datagram to a candidate of a peer: so that it arrives, if we have been to our own door. Returns whether it will.
     pub(super) fn approach(&mut self, id: PeerId, endpoint: SocketAddr, bytes: &[u8], now: Instant) -> bool {
-        let arrives = self.peers.get_mut(&id).is_none_or(|peer| peer.paths.may_arrive(endpoint, now));
+        let Some(peer) = self.peers.get_mut(&id) else { return true };
+        if peer.paths.is_unopened(endpoint) && !self.hunts.admit(1, now) {
+            self.counters.count(DropReason::ProbeBudget);
+            return true;
+        }
+        let arrives = peer.paths.may_arrive(endpoint, now);
         let transmit = Transmit::to(endpoint, bytes.to_vec());
         match (arrives, channel_behind(&endpoint)) {
             (true, None) => self.outbox.push_back(transmit),
@@ -55,27 +62,49 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.is_direct() {
             (peer.punched, peer.punches) = (None, 0);
+            peer.exchange = None;
             return;
         }
         self.seek_more_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let wait = AGAIN[peer.punches.min(AGAIN.len() - 1)];
+        let wait = AGAIN[peer.punches.saturating_sub(1).min(AGAIN.len() - 1)];
         if peer.punched.is_some_and(|last| now < last + wait) {
             return;
         }
         (peer.punched, peer.punches) = (Some(now), peer.punches + 1);
+        self.open_doors(id, now);
         self.send_message(id, &Message::Punch, now);
-        self.punch(id, now);
+        self.survey(id, now);
     }
 
-    /// Opens our NAT for every candidate of a peer, who does the same now; then both knock.
-    pub(super) fn punch(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id) else { return };
-        let Some(transport) = peer.current.clone() else { return };
+    /// A peer has opened its NAT for us. We open ours, say so, and knock when it has heard that.
+    pub(super) fn handle_punch(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_direct()) else { return };
         if peer.knocked.is_some_and(|last| now < last + PACE) {
             return;
         }
         peer.knocked = Some(now);
+        // If both ask at the same time, our doors are open already.
+        if peer.punched.is_none_or(|last| now >= last + PACE) {
+            (peer.punched, peer.punches) = (Some(now), peer.punches + 1);
+            self.open_doors(id, now);
+        }
+        self.send_message(id, &Message::Punching, now);
+        self.timers.set(Timer::Punch(id), now + OPENING_TIME);
+    }
+
+    /// A peer has done as we asked: now whatever we send finds its NAT open.
+    pub(super) fn handle_punching(&mut self, id: PeerId, now: Instant) {
+        let asked = self.peers.get(&id).and_then(|peer| peer.punched).is_some_and(|last| now < last + PACE);
+        if asked {
+            self.timers.set_if_earlier(Timer::Punch(id), now + OPENING_TIME);
+        }
+    }
+
+    /// Opens our NAT for every candidate of a peer.
+    fn open_doors(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let Some(transport) = peer.current.clone() else { return };
         peer.paths.begin_anew();
         let candidates = peer.paths.endpoints();
         let strange = candidates.into_iter().filter(|endpoint| channel_behind(endpoint).is_none());
@@ -86,6 +115,5 @@ impl Node {
                 self.approach(id, endpoint, &bytes, now);
             }
         }
-        self.timers.set(Timer::Punch(id), now + OPENING_TIME);
     }
 }

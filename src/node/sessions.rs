@@ -11,6 +11,7 @@ use crate::session::transport::REST;
 use crate::session::Transport;
 use crate::switch::seal_message;
 use crate::wire::relay::channel_behind;
+use crate::wire::socket::split;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
@@ -85,7 +86,12 @@ impl Node {
             self.probe_where(id, |endpoint| direct || channel_behind(endpoint).is_some(), now);
         } else if deaf {
             // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
-            self.probe_primary(id, now);
+            // Another relay is asked at once: it is ready for just this.
+            if direct {
+                self.probe_primary(id, now);
+            } else {
+                self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
+            }
             self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
@@ -189,7 +195,12 @@ impl Node {
             },
             Message::Goodbye => self.handle_goodbye(id, now),
             Message::Keepalive => (),
-            Message::Punch => self.punch(id, now),
+            Message::Punch => self.handle_punch(id, now),
+            Message::Punching => self.handle_punching(id, now),
+            Message::AskWitness => self.handle_ask_witness(id, now),
+            Message::Witness { ports } => self.handle_witness(id, &ports, now),
+            Message::Survey { nonce } => self.handle_survey(id, nonce, source, now),
+            Message::Forecast(forecast) => self.handle_forecast(id, forecast, now),
             Message::Open { peer, channel } => self.handle_open(id, peer, channel, now),
             Message::Opened { peer, channel } => self.handle_opened(id, peer, channel, now),
             Message::Refused { peer } => self.handle_refused(id, peer, now),
@@ -197,7 +208,7 @@ impl Node {
     }
 
     fn handle_pong(&mut self, id: PeerId, nonce: u64, observed: SocketAddr, source: SocketAddr, now: Instant) {
-        if self.answer_ping(id, nonce, observed, source, now) {
+        if self.answer_survey(id, nonce, observed, now) || self.answer_ping(id, nonce, observed, source, now) {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -211,8 +222,8 @@ impl Node {
 
     /// A peer at `source` sees us at `observed`. If that is news, everybody learns it by our record.
     fn note_observation(&mut self, id: PeerId, source: SocketAddr, observed: SocketAddr, now: Instant) {
-        // Through a relay it saw the relay.
-        if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() {
+        // Through a relay it saw the relay, and another socket is not where others are to go.
+        if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() || split(source).0 != 0 {
             return;
         }
         self.observations.note(id, source, observed, now);
@@ -226,11 +237,12 @@ impl Node {
 
     /// An authenticated datagram came from an unexpected endpoint: a candidate at once, the primary once it answers.
     pub(super) fn handle_roamed(&mut self, id: PeerId, endpoint: SocketAddr, now: Instant) {
-        if self.is_overlay(endpoint.ip()) {
+        let (number, there) = split(endpoint);
+        if self.is_overlay(there.ip()) || number != 0 && self.surveys.is_aside(number, id) {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        if peer.paths.primary() == Some(endpoint) {
+        if peer.paths.primary() == Some(endpoint) || peer.is_aside(endpoint) {
             return;
         }
         if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
@@ -258,7 +270,11 @@ impl Node {
     pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
         self.forget_sessions(id);
         self.close_channels(id, now);
+        self.surveys.forget(id);
+        self.hunts.forget(id);
+        self.tidy_sockets();
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.exchange = None;
         peer.paths.reset();
         peer.failures = peer.failures.max(1);
         if std::mem::replace(&mut peer.connected, false) {

@@ -19,6 +19,10 @@ pub(super) enum Timer {
     Session(PeerId),
     /// A peer has had the time to open its NAT.
     Punch(PeerId),
+    /// Who has not said how our NAT maps does not.
+    Survey,
+    /// Datagrams that are to pass a peer's NAT by guessing are due.
+    Hunt(PeerId),
     /// Frames have waited long enough for a directory answer.
     Lookup(QueryId),
     /// Operator's pings are to be given up.
@@ -37,7 +41,7 @@ impl Timer {
     fn reason(self) -> Reason {
         match self {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
-            Self::Session(_) | Self::Punch(_) => Reason::Session,
+            Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) => Reason::Session,
             Self::Lookup(_) | Self::Pings => Reason::Waiting,
             Self::Renew | Self::Expire | Self::Persist => Reason::Records,
             Self::Fib => Reason::Fib,

@@ -91,6 +91,8 @@ drop_reasons! {
     UnknownChannel = "unknown-channel",
     /// A datagram to be relayed that does not come from where its sender is.
     ForeignChannel = "foreign-channel",
+    /// A probe that would have opened more flows in our NAT than a node may.
+    ProbeBudget = "probe-budget",
     /// A counter seen before, or older than the replay window.
     Replayed = "replayed",
     /// The AEAD tag does not verify.

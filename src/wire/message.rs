@@ -137,6 +137,31 @@ impl Inner {
     }
 }
 
+/// Sockets that one node offers as witnesses: with its first that makes three destinations, which tell a sequence from chance.
+pub const MAX_WITNESSES: usize = 2;
+
+/// What a NAT will do with the next new mapping (RFC 4787, section 4.1).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Forecast {
+    /// It maps by the source alone.
+    Independent {
+        /// Where the first socket is seen.
+        at: SocketAddr,
+    },
+    /// Each destination gets the next port.
+    Sequential {
+        /// The last mapping.
+        last: SocketAddr,
+        /// From port to port; not 0.
+        step: i16,
+    },
+    /// Each destination gets any port.
+    Random {
+        /// One of them.
+        near: SocketAddr,
+    },
+}
+
 /// Control messages between two nodes with a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -172,13 +197,29 @@ pub enum Message {
         /// Of 24 bits, chosen by the relay.
         channel: u32,
     },
-    /// Over a relay: we both send to all candidates of each other now, first so that it opens our own NATs only.
+    /// Over a relay: I have opened my NAT for all your candidates. Do the same, and knock.
     Punch,
     /// From a relay: not to this peer, not now.
     Refused {
         /// Whom it was asked for.
         peer: PeerId,
     },
+    /// To one who sees us from outside: I want to know how my NAT maps. Where else do you listen?
+    AskWitness,
+    /// The answer: ports of other sockets at the same address.
+    Witness {
+        /// At most [`MAX_WITNESSES`].
+        ports: Vec<u16>,
+    },
+    /// As [`Message::Ping`], from a socket that is no path of ours: only say where it came from.
+    Survey {
+        /// Chosen by the sender.
+        nonce: u64,
+    },
+    /// Over a relay: what my NAT will do with the next new mapping. Tell me of yours, and we both act on it.
+    Forecast(Forecast),
+    /// The answer to [`Message::Punch`]: my NAT is open for you too.
+    Punching,
 }
 
 impl Message {

@@ -11,6 +11,7 @@ pub mod ethernet;
 pub mod header;
 pub mod message;
 pub mod relay;
+pub mod socket;
 
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;

@@ -17,7 +17,7 @@ const RELAYED: u8 = 0x80;
 pub const CHANNELS: u32 = 1 << 24;
 
 /// The discard prefix.
-const PREFIX: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
+pub(super) const PREFIX: [u8; 8] = [1, 0, 0, 0, 0, 0, 0, 0];
 
 /// Marks a datagram to go by `channel`, whatever it was marked with before.
 pub fn mark(datagram: &mut [u8], channel: u32) {
@@ -58,7 +58,7 @@ pub fn endpoint(channel: u32) -> SocketAddr {
 pub fn channel_behind(endpoint: &SocketAddr) -> Option<u32> {
     let IpAddr::V6(ip) = endpoint.ip() else { return None };
     let octets = ip.octets();
-    let number = octets.last_chunk::<4>().filter(|_| octets[..8] == PREFIX)?;
+    let number = octets.last_chunk::<4>().filter(|_| octets[..8] == PREFIX && octets[8..12] == [0; 4])?;
     Some(u32::from_be_bytes(*number))
 }
 

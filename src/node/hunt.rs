@@ -1,0 +1,245 @@
+//! Two members whose NATs cannot be passed by merely knocking, and what they do when each knows how the other's maps.
+//!
+//! | we | they | we send |
+//! |---|---|---|
+//! | independent | sequential | to the ports that come next |
+//! | sequential | independent | from the fresh socket, which gets the next port |
+//! | sequential | sequential | the i-th datagram to their i-th next port, as they do |
+//! | independent | random | to two thousand ports, one after the other |
+//! | random | independent | from 256 fresh sockets: one of their ports will be guessed (the birthday problem) |
+//! | random | random or sequential | nothing: a path by chance would take minutes and fill both routers' tables |
+//!
+//! Everything is planned at once, datagram by datagram, and sent when it is due. What hits is authenticated traffic from a new
+//! endpoint, so it makes a candidate and then the primary like any other ([`Node::handle_roamed`]). The other sockets are
+//! closed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use rand_core::Rng;
+
+use crate::identity::PeerId;
+use crate::nat::forecast::{FORESEEN, around, foreseen};
+use crate::nat::path::OPENING_TIME;
+use crate::switch::seal_message;
+use crate::wire::{DropReason, Message};
+use crate::wire::message::Forecast;
+use crate::wire::socket::{split, through};
+
+use super::Node;
+use super::event::{Event, Transmit};
+use super::punch::OPENING_HOPS;
+use super::survey::{Exchange, Learnt, is_chance};
+use super::timers::Timer;
+
+/// Sockets of a birthday: with as many, 252 guesses are enough on average, and 984 in 98 of 100 cases. Twice as many would halve that,
+/// and take half of a small router's table.
+const SOCKETS: usize = 256;
+
+/// Guesses of a birthday: one in four thousand tries fails for want of more.
+const GUESSES: u16 = 2048;
+
+/// Mere knocking has so long to succeed before a birthday begins.
+const HEAD_START: Duration = Duration::from_millis(700);
+
+/// Between two handfuls, and how many: 400 datagrams a second. More is what people report to their provider as an attack.
+const TICK: Duration = Duration::from_millis(50);
+const HANDFUL: usize = 20;
+const HANDFUL_OF_SOCKETS: usize = 32;
+
+/// How often the ports that come next are tried: the peer's fresh mapping is there a relay's delay later, and datagrams get lost.
+const SWEEPS: u32 = 3;
+const SWEEP_EVERY: Duration = Duration::from_millis(150);
+
+/// After the last datagram: the time of an answer.
+const AFTERMATH: Duration = Duration::from_secs(1);
+
+/// Between birthdays for one peer: the second is for bad luck, the third for a router that was restarted.
+const BIRTHDAYS: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(600), Duration::from_secs(3600)];
+
+/// A birthday is only for a peer with whom there was traffic so lately: nobody else is worth hundreds of flows.
+const USED: Duration = Duration::from_secs(60);
+
+/// Flows that our probing may open in the NAT within [`FLOW_LIFE`], which is how long Linux keeps one that is not answered. Routers
+/// with a table of 1024 exist; a birthday and forty lone knocks leave them three quarters.
+const FLOWS: usize = 300;
+const FLOW_LIFE: Duration = Duration::from_secs(30);
+
+/// What is being sent in the hope of an answer.
+#[derive(Default)]
+pub(super) struct Hunts {
+    running: BTreeMap<PeerId, Hunt>,
+    /// Flows opened, and when.
+    flows: VecDeque<(Instant, usize)>,
+    /// Whether sockets may be open that nothing needs.
+    untidy: bool,
+}
+
+struct Hunt {
+    /// When, where, and whether it is only to open our own NAT; the earliest first.
+    plan: VecDeque<(Instant, SocketAddr, bool)>,
+    sockets: BTreeSet<u16>,
+    birthday: bool,
+}
+
+impl Hunts {
+    /// Takes `count` new flows out of the budget, if there is room.
+    pub(super) fn admit(&mut self, count: usize, now: Instant) -> bool {
+        while self.flows.pop_front_if(|(at, _)| now >= *at + FLOW_LIFE).is_some() {}
+        let open: usize = self.flows.iter().map(|(_, count)| count).sum();
+        let room = open + count <= FLOWS;
+        if room {
+            self.flows.push_back((now, count));
+        }
+        room
+    }
+
+    pub(super) fn forget(&mut self, id: PeerId) {
+        self.running.remove(&id);
+    }
+
+    pub(super) fn sockets(&self) -> impl Iterator<Item = u16> {
+        self.running.values().flat_map(|hunt| hunt.sockets.iter().copied())
+    }
+}
+
+impl Node {
+    /// Whether a birthday with `id` may begin: one at a time, for a peer that is used, ever more seldom.
+    pub(super) fn may_hunt(&self, id: PeerId, now: Instant) -> bool {
+        let Some(peer) = self.peers.get(&id) else { return false };
+        let used = peer.transports().filter_map(|session| session.last_sent()).any(|at| now < at + USED);
+        let wait = BIRTHDAYS[peer.birthdays.saturating_sub(1).min(BIRTHDAYS.len() - 1)];
+        let rested = peer.birthday.is_none_or(|last| now >= last + wait);
+        used && rested && !self.hunts.running.values().any(|hunt| hunt.birthday)
+    }
+
+    /// Acts on what both sides know, if they do.
+    pub(super) fn begin_hunt(&mut self, id: PeerId, now: Instant) {
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        let direct = peer.is_direct();
+        let Some(exchange) = peer.exchange.as_mut().filter(|exchange| !direct && !exchange.acted) else { return };
+        let Exchange { ours: Some(ours), theirs: Some(theirs), .. } = *exchange else { return };
+        exchange.acted = true;
+        let birthday = is_chance(Some(ours.forecast)) || is_chance(Some(theirs));
+        if birthday && !self.may_hunt(id, now) {
+            return;
+        }
+        let Some((mut plan, sockets, flows)) = self.plan(&ours, &theirs, now) else { return };
+        if !self.hunts.admit(flows, now) {
+                return self.counters.count_many(DropReason::ProbeBudget, plan.len() as u64);
+        }
+        // The last answer may be on its way, so the sockets stay until one more has gone nowhere.
+        plan.extend(plan.last().copied().map(|(at, to, _)| (at + AFTERMATH, to, true)));
+        tracing::debug!(peer = %id, ours = ?ours.forecast, theirs = ?theirs, datagrams = plan.len(), "hunting a path");
+        if birthday && let Some(peer) = self.peers.get_mut(&id) {
+            (peer.birthday, peer.birthdays) = (Some(now), peer.birthdays + 1);
+        }
+        sockets.iter().for_each(|number| self.surveys.give(*number, id));
+        self.hunts.running.insert(id, Hunt { plan: plan.into(), sockets, birthday });
+        self.hunt(id, now);
+    }
+
+    /// What to send when, through which sockets, and how many flows that opens in our NAT.
+    #[expect(clippy::type_complexity, reason = "three parts of one answer, taken apart at once")]
+    fn plan(
+        &mut self,
+        ours: &Learnt,
+        theirs: &Forecast,
+        now: Instant,
+    ) -> Option<(Vec<(Instant, SocketAddr, bool)>, BTreeSet<u16>, usize)> {
+        use Forecast::{Independent, Random, Sequential};
+        let mut plan = Vec::new();
+        let knock = now + OPENING_TIME;
+        let birthday = now + HEAD_START;
+        match (ours.forecast, *theirs) {
+            (Independent { .. }, Sequential { last, step }) => {
+                for sweep in 0..SWEEPS {
+                    let next = (1..=FORESEEN).filter_map(|nth| foreseen(last, step, nth));
+                    plan.extend(next.map(|to| (now + SWEEP_EVERY * sweep, to, false)));
+                }
+                // A NAT that maps by the source alone keeps one mapping; its table has a line for each destination.
+                Some((plan, BTreeSet::new(), FORESEEN as usize))
+            }
+            (Sequential { .. }, Independent { at }) => {
+                let to = through(ours.socket, at);
+                plan.extend([(now, to, true), (now, to, true), (knock, to, false), (knock + TICK, to, false)]);
+                Some((plan, BTreeSet::from([ours.socket]), 1))
+            }
+            (Sequential { .. }, Sequential { last, step }) => {
+                let next: Vec<_> = (1..=FORESEEN).filter_map(|nth| foreseen(last, step, nth)).collect();
+                plan.extend(next.iter().map(|to| (now, through(ours.socket, *to), true)));
+                plan.extend(next.iter().map(|to| (knock, through(ours.socket, *to), false)));
+                Some((plan, BTreeSet::from([ours.socket]), FORESEEN as usize))
+            }
+            (Independent { .. }, Random { near }) => {
+                let mut ports: Vec<_> = around(near.port(), GUESSES).collect();
+                for last in (1..ports.len()).rev() {
+                    ports.swap(last, self.rng.next_u32() as usize % (last + 1));
+                }
+                // Their sockets are open by then.
+                let begin = birthday + TICK * SOCKETS.div_ceil(HANDFUL_OF_SOCKETS) as u32;
+                plan.extend(ports.into_iter().enumerate().map(|(nth, port)| {
+                    (begin + TICK * (nth / HANDFUL) as u32, SocketAddr::new(near.ip(), port), false)
+                }));
+                Some((plan, BTreeSet::new(), 1))
+            }
+            (Random { .. }, Independent { at }) => {
+                let mut sockets = BTreeSet::from([ours.socket]);
+                for nth in 0..SOCKETS - 1 {
+                    let number = self.new_socket_beside(&sockets)?;
+                    sockets.insert(number);
+                    plan.push((birthday + TICK * (nth / HANDFUL_OF_SOCKETS) as u32, through(number, at), true));
+                }
+                // They stay open for as long as the peer guesses.
+                let end = birthday + TICK * (usize::from(GUESSES) / HANDFUL + SOCKETS / HANDFUL_OF_SOCKETS) as u32;
+                plan.push((end, through(ours.socket, at), true));
+                Some((plan, sockets, SOCKETS))
+            }
+            (Independent { .. }, Independent { .. }) | (Random { .. }, _) | (Sequential { .. }, Random { .. }) => None,
+        }
+    }
+
+    /// Sends what is due, until there is a path or nothing is left to try.
+    pub(super) fn hunt(&mut self, id: PeerId, now: Instant) {
+        let Some(mut hunt) = self.hunts.running.remove(&id) else { return };
+        let peer = self.peers.get(&id).filter(|peer| !peer.is_direct());
+        let Some(transport) = peer.and_then(|peer| peer.current.clone()) else { return self.tidy_sockets() };
+        let nonce = self.rng.next_u64();
+        while let Some((_, endpoint, opens)) = hunt.plan.pop_front_if(|(at, ..)| *at <= now) {
+            if !self.is_overlay(split(endpoint).1.ip())
+                && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+            {
+                self.outbox.push_back(Transmit { hop_limit: opens.then_some(OPENING_HOPS), ..Transmit::to(endpoint, bytes) });
+            }
+        }
+        match hunt.plan.front() {
+            Some((next, ..)) => {
+                self.timers.set(Timer::Hunt(id), *next);
+                self.hunts.running.insert(id, hunt);
+            }
+            None => self.tidy_sockets(),
+        }
+    }
+
+    /// Has the sockets closed that nothing needs, once everything has been sent.
+    pub(super) fn tidy_sockets(&mut self) {
+        self.hunts.untidy = true;
+    }
+
+    /// If there is something to close: what is to stay.
+    pub(super) fn poll_sockets(&mut self) -> Option<Event> {
+        std::mem::take(&mut self.hunts.untidy).then(|| {
+            let used = self.sockets_in_use();
+            self.surveys.keep(&used);
+            Event::Sockets(used)
+        })
+    }
+
+    /// The numbers of all sockets but the first that something needs.
+    pub(super) fn sockets_in_use(&self) -> BTreeSet<u16> {
+        let paths = self.peers.values().flat_map(|peer| peer.paths.sockets());
+        let learnt = self.peers.values().filter_map(|peer| peer.exchange?.ours.map(|ours| ours.socket));
+        paths.chain(learnt).chain(self.surveys.sockets()).chain(self.hunts.sockets()).filter(|number| *number != 0).collect()
+    }
+}
