@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::wire::relay::channel_behind;
 use crate::wire::socket;
 
 use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
@@ -178,7 +179,9 @@ impl PathAgent {
     pub fn is_in_doubt(&self, now: Instant) -> bool {
         let Some(round) = self.round else { return true };
         let primary = self.candidates.iter().find(|candidate| Some(candidate.endpoint) == self.primary);
-        let answers = primary.is_some_and(|primary| primary.answered.is_some_and(|at| at > round.sent));
+        // Nobody prefers one relay to another for long: the other side has lost this one.
+        let relayed = self.primary.is_some_and(|primary| channel_behind(&primary).is_some());
+        let answers = !relayed && primary.is_some_and(|primary| primary.answered.is_some_and(|at| at > round.sent));
         now >= round.sent + if answers { DOUBT_CALMED } else { DOUBT }
     }
 
