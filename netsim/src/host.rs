@@ -101,7 +101,8 @@ impl Process {
     pub fn start(config: NodeConfig, seed: [u8; 32], now: Instant, unix_now: UnixSeconds, output: &mut Output) -> Self {
         let fib = Arc::new(Fib::empty(config.mac(), config.mtu));
         let node = Node::new(config, seed, now, unix_now);
-        let mut process = Self { node, forwarder: Forwarder::default(), fib, sockets: BTreeSet::new(), keep: None, pictures: 0 };
+        let mut process =
+            Self { node, forwarder: Forwarder::default(), fib, sockets: BTreeSet::new(), keep: None, pictures: 0 };
         process.drain(now, output);
         process
     }
@@ -216,7 +217,8 @@ impl Process {
     fn drain(&mut self, now: Instant, output: &mut Output) {
         let first = output.sends.len();
         while self.drain_once(now, output) {}
-        self.sockets.extend(output.sends[first..].iter().map(|sent| split(sent.endpoint).0).filter(|number| *number != 0));
+        self.sockets
+            .extend(output.sends[first..].iter().map(|sent| split(sent.endpoint).0).filter(|number| *number != 0));
         if let Some(kept) = self.keep.take() {
             self.sockets = kept;
         }

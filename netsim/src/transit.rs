@@ -59,8 +59,9 @@ impl World {
 
     /// Puts a datagram on the link of `out`.
     fn carry(&mut self, out: PortId, into: Option<PortId>, mut packet: Packet) {
-        let is_heard =
-            |into: &PortId| socket_at(packet.target.port()).is_some() || !matches!(self.topology.owner(*into), Owner::Host(_));
+        let is_heard = |into: &PortId| {
+            socket_at(packet.target.port()).is_some() || !matches!(self.topology.owner(*into), Owner::Host(_))
+        };
         let Some(into) = into.filter(is_heard) else { return self.go_astray(&packet.bytes) };
         let headers = if packet.target.is_ipv4() { 28 } else { 48 };
         let (now, len) = (self.now(), packet.bytes.len() + headers);
@@ -91,7 +92,8 @@ impl World {
             Owner::Host(host) => {
                 let Packet { from, source, target, bytes, .. } = packet;
                 let process = self.host(host).process.as_ref();
-                let number = socket_at(target.port()).filter(|number| process.is_none_or(|process| process.listens_at(*number)));
+                let number =
+                    socket_at(target.port()).filter(|number| process.is_none_or(|process| process.listens_at(*number)));
                 let Some(number) = number else { return self.go_astray(&bytes) };
                 let source = through(number, source);
                 self.note(host, format_args!("recv {source} {}", bytes.len()));

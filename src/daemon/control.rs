@@ -7,7 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the control thread tells the node the time and gives it its seed")]
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -29,11 +29,13 @@ use crate::node::{Command, CommandId, Event, ForwardingInfo, Node, Reply, Transm
 use crate::switch::Fib;
 use crate::tap::device::Device;
 use crate::tap::queue::Queue;
+use crate::wire::socket::split;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
 use super::direction::FromLane;
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
+use super::sockets::Sockets;
 use super::udp::UdpSocket;
 use super::{api, store};
 
@@ -84,7 +86,9 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
-    let common = Common { fib: Arc::clone(&fib), to_control, busy_poll: config.busy_poll };
+    let beside = Arc::new(Sockets::new()?);
+    let common =
+        Common { fib: Arc::clone(&fib), sockets: Arc::clone(&beside), to_control, busy_poll: config.busy_poll };
     let lanes = sockets.into_iter().enumerate().map(|(lane, socket)| Ok((device.queue(lane)?, socket)));
     let lanes = Lanes::start(lanes.collect::<std::io::Result<_>>()?, &common)?;
 
@@ -105,6 +109,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         queue: device.queue(0)?,
         device,
         socket,
+        beside,
         fib,
         lanes,
         beacon: Some(beacon),
@@ -138,6 +143,7 @@ struct Control {
     device: Device,
     queue: Queue,
     socket: Arc<UdpSocket>,
+    beside: Arc<Sockets>,
     fib: Arc<ArcSwap<Fib>>,
     lanes: Lanes,
     beacon: Option<Beacon>,
@@ -268,23 +274,43 @@ impl Control {
             }
         }
         while let Some(event) = self.node.poll_event() {
+            if let Event::Witnesses(numbers) = event {
+                self.open_witnesses(&numbers, now);
+                return self.drain(now);
+            }
             self.handle_event(event);
         }
+    }
+
+    /// Opens sockets at which others are to see how their NATs map. Those that cannot be opened are not offered.
+    fn open_witnesses(&mut self, numbers: &BTreeSet<u16>, now: Instant) {
+        let opened = numbers.iter().filter_map(|number| match self.beside.open(*number) {
+            Ok(socket) => Some((*number, socket.port())),
+            Err(error) => {
+                tracing::debug!("no witness: {error}");
+                None
+            }
+        });
+        let opened = opened.collect();
+        self.node.handle_witnesses(opened, now);
     }
 
     /// Sends outside the overlay only: a tunnel in its own tunnel never ends.
     fn send(&self, transmit: &Transmit) -> std::io::Result<()> {
         let Transmit { endpoint, ref bytes, hop_limit } = *transmit;
+        let (number, endpoint) = split(endpoint);
         if self.overlay.contains(endpoint.ip()) {
             return Err(std::io::Error::other("it is inside the overlay"));
         }
+        let beside = if number == 0 { None } else { Some(self.beside.open(number)?) };
+        let socket = beside.as_ref().unwrap_or(&self.socket);
         if let Some(hops) = hop_limit {
-            return self.socket.try_send_near(endpoint, bytes, hops);
+            return socket.try_send_near(endpoint, bytes, hops);
         }
         match DatagramKind::of(bytes) {
-            Some(DatagramKind::Cookie) => self.socket.try_send_unproved(endpoint, bytes),
+            Some(DatagramKind::Cookie) => socket.try_send_unproved(endpoint, bytes),
             Some(DatagramKind::Initiation | DatagramKind::Response | DatagramKind::Sealed) | None => {
-                self.socket.try_send(endpoint, bytes)
+                socket.try_send(endpoint, bytes)
             }
         }
     }
@@ -309,6 +335,8 @@ impl Control {
                 self.addresses = Some((TapAddresses { ipv4, prefix, ipv6, mtu: self.mtu }, notice));
             }
             Event::Persist(records) => self.saver.save(records.iter().map(|record| record.bytes().to_vec()).collect()),
+            Event::Witnesses(_) => unreachable!("drain opens them"),
+            Event::Sockets(kept) => self.beside.keep(&kept),
             Event::MembershipEnded => self.ended = true,
             Event::PeerChange { name, change, .. } => match change {
                 PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),

@@ -19,8 +19,10 @@ use crate::node::Punted;
 use crate::switch::{Egress, Fib, Ingress, Notice};
 use crate::tap::coalesce::Coalescer;
 use crate::tap::queue::Queue;
+use crate::wire::socket::split;
 use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
 
+use super::sockets::Sockets;
 use super::udp::{GRO_DATAGRAMS, TRAIN_BYTES, UdpSocket};
 
 /// Frames read, or datagrams received, in one batch. 64 full frames are 100 KB, which stay in the second-level cache
@@ -140,9 +142,10 @@ impl Half for Egress {
 
 impl Half for Ingress {
     fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
-        let (_, more) =
-            port.socket.receive(batch, BATCH).map_err(|error| anyhow::anyhow!("the UDP socket failed: {error}"))?;
-        Ok(more)
+        let failed = |error| anyhow::anyhow!("the UDP socket failed: {error}");
+        let (_, more) = port.socket.receive(batch, BATCH).map_err(failed)?;
+        let beside = port.reads_beside && port.beside.receive(batch, BATCH).map_err(failed)?;
+        Ok(more || beside)
     }
 
     fn judge(&mut self, fib: &Fib, batch: &mut Batch, now: Instant) {
@@ -162,6 +165,9 @@ impl Half for Ingress {
 pub(super) struct Port {
     queue: Arc<Queue>,
     pub(super) socket: Arc<UdpSocket>,
+    /// The other sockets, and whether this lane reads them.
+    beside: Arc<Sockets>,
+    reads_beside: bool,
     to_control: mpsc::Sender<FromLane>,
     /// What the status shows: the half's counters and `counters` together.
     shown: Arc<Mutex<Counters>>,
@@ -187,14 +193,25 @@ struct Train {
 }
 
 impl Port {
-    /// Between `queue` and `socket`, with `shown` to show its counters in.
+    /// Between `queue` and `socket`, and those `beside` it if it is the lane that reads them, with `shown` to show its
+    /// counters in.
     pub(super) fn new(
         queue: Arc<Queue>,
         socket: Arc<UdpSocket>,
+        (beside, reads_beside): (Arc<Sockets>, bool),
         to_control: mpsc::Sender<FromLane>,
         shown: Arc<Mutex<Counters>>,
     ) -> Self {
-        Self { queue, socket, to_control, shown, counters: Counters::default(), coalescer: Coalescer::new() }
+        Self {
+            queue,
+            socket,
+            beside,
+            reads_beside,
+            to_control,
+            shown,
+            counters: Counters::default(),
+            coalescer: Coalescer::new(),
+        }
     }
 
     fn carry_out(&mut self, fib: &Fib, batch: &mut Batch) {
@@ -223,7 +240,14 @@ impl Port {
 
     fn depart(&mut self, batch: &Batch, train: Option<Train>) {
         let Some(Train { endpoint, ecn, first, last, size, .. }) = train else { return };
-        let lost = self.socket.send_train(endpoint, ecn, batch.bytes_across(first, last), size);
+        let bytes = batch.bytes_across(first, last);
+        let lost = match split(endpoint) {
+            (0, endpoint) => self.socket.send_train(endpoint, ecn, bytes, size),
+            (number, endpoint) => match self.beside.get(number) {
+                Some(socket) => socket.send_train(endpoint, ecn, bytes, size),
+                None => bytes.len().div_ceil(size) as u64,
+            },
+        };
         self.counters.count_many(DropReason::SendFailed, lost);
     }
 

@@ -28,6 +28,7 @@ use crate::tap::queue::Queue;
 use crate::wire::Counters;
 
 use super::direction::{Direction, FromLane, Half, Port};
+use super::sockets::Sockets;
 use super::udp::UdpSocket;
 
 /// What waits for the control side, punts and notices of one lane together: it works off a few thousand handshakes a
@@ -67,6 +68,8 @@ pub struct Lanes {
 pub struct Common {
     /// The picture to forward by.
     pub fib: Arc<ArcSwap<Fib>>,
+    /// The sockets besides those of the lanes; the first lane reads them.
+    pub sockets: Arc<Sockets>,
     /// Where punts and notices go.
     pub to_control: mpsc::Sender<FromLane>,
     /// Whether threads look for work for 20 ms before they sleep.
@@ -107,7 +110,8 @@ impl Lanes {
         let mut port = || {
             let shown = Arc::<Mutex<Counters>>::default();
             self.counters.push(Arc::clone(&shown));
-            Port::new(Arc::clone(&queue), Arc::clone(&socket), common.to_control.clone(), shown)
+            let beside = (Arc::clone(&common.sockets), index == 0);
+            Port::new(Arc::clone(&queue), Arc::clone(&socket), beside, common.to_control.clone(), shown)
         };
         let mut egress = Direction::new(egress, port());
         let ingress = Mutex::new(Direction::new(ingress, port()));
@@ -116,6 +120,7 @@ impl Lanes {
         let lane = Arc::new(Lane {
             queue,
             socket,
+            beside: (index == 0).then(|| Arc::clone(&common.sockets)),
             fib: Arc::clone(&common.fib),
             busy_poll: common.busy_poll,
             stop: Arc::clone(&self.stop),
@@ -185,6 +190,8 @@ impl Drop for Lanes {
 struct Lane<I> {
     queue: Arc<Queue>,
     socket: Arc<UdpSocket>,
+    /// The other sockets, if this lane reads them.
+    beside: Option<Arc<Sockets>>,
     fib: Arc<ArcSwap<Fib>>,
     busy_poll: bool,
     stop: Arc<AtomicBool>,
@@ -219,10 +226,11 @@ impl<I: Half> Lane<I> {
             }
             egress.show();
             if apart {
-                self.bell.wait([Some(self.queue.as_fd()), None])?;
+                self.bell.wait([Some(self.queue.as_fd()), None, None])?;
             } else {
                 self.ingress().show();
-                self.bell.wait([Some(self.queue.as_fd()), Some(self.socket.as_fd())])?;
+                let [socket, beside] = self.sockets();
+                self.bell.wait([Some(self.queue.as_fd()), socket, beside])?;
             }
             pace.rested = Instant::now();
         }
@@ -245,7 +253,7 @@ impl<I: Half> Lane<I> {
                     continue;
                 }
                 ingress.show();
-                if !is_readable(self.socket.as_fd(), TOGETHER_AFTER)? {
+                if !is_readable(self.sockets(), TOGETHER_AFTER)? {
                     break;
                 }
             }
@@ -258,6 +266,11 @@ impl<I: Half> Lane<I> {
 
     fn ingress(&self) -> MutexGuard<'_, Direction<I>> {
         self.ingress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What datagrams come in by.
+    fn sockets(&self) -> [Option<BorrowedFd<'_>>; 2] {
+        [Some(self.socket.as_fd()), self.beside.as_ref().map(|beside| beside.as_fd())]
     }
 
     fn is_stopped(&self) -> bool {
@@ -326,10 +339,8 @@ impl Bell {
     }
 
     /// Sleeps until one of `fds` is readable or has an error, or the bell rings.
-    fn wait(&self, fds: [Option<BorrowedFd<'_>>; 2]) -> io::Result<()> {
-        // poll(2) passes over what is negative.
-        let wanted = |fd: Option<BorrowedFd<'_>>| watched(fd.map_or(-1, |fd| fd.as_raw_fd()));
-        let mut polls = [watched(self.0.as_raw_fd()), wanted(fds[0]), wanted(fds[1])];
+    fn wait(&self, fds: [Option<BorrowedFd<'_>>; 3]) -> io::Result<()> {
+        let mut polls = [watched(Some(self.0.as_fd())), watched(fds[0]), watched(fds[1]), watched(fds[2])];
         poll(&mut polls, -1)?;
         if polls[0].revents != 0 {
             // It says how often it rang; all of that is over now.
@@ -339,13 +350,14 @@ impl Bell {
     }
 }
 
-/// Waits until `fd` is readable or has an error, or `limit` is over; whether it is.
-fn is_readable(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    poll(&mut [watched(fd.as_raw_fd())], limit.as_millis() as libc::c_int)
+/// Waits until one of `fds` is readable or has an error, or `limit` is over; whether one is.
+fn is_readable(fds: [Option<BorrowedFd<'_>>; 2], limit: Duration) -> io::Result<bool> {
+    poll(&mut fds.map(watched), limit.as_millis() as libc::c_int)
 }
 
-fn watched(fd: libc::c_int) -> libc::pollfd {
-    libc::pollfd { fd, events: libc::POLLIN, revents: 0 }
+fn watched(fd: Option<BorrowedFd<'_>>) -> libc::pollfd {
+    // poll(2) passes over what is negative.
+    libc::pollfd { fd: fd.map_or(-1, |fd| fd.as_raw_fd()), events: libc::POLLIN, revents: 0 }
 }
 
 /// Whether any of them has something, before `limit` milliseconds are over (-1: never).
@@ -427,7 +439,8 @@ mod tests {
     fn common(room: usize) -> (Common, mpsc::Receiver<FromLane>) {
         let (to_control, from_lane) = mpsc::channel(room);
         let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(Mac(MAC), 1500)));
-        (Common { fib, to_control, busy_poll: false }, from_lane)
+        let sockets = Arc::new(Sockets::new().expect("an epoll instance"));
+        (Common { fib, sockets, to_control, busy_poll: false }, from_lane)
     }
 
     fn soon<T>(future: impl Future<Output = T>) -> T {

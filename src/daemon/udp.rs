@@ -20,6 +20,8 @@ use quinn_udp::{EcnCodepoint, RecvMeta, Transmit, UdpSocketState};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::config::DEFAULT_PORT;
+use crate::wire::relay::is_discard;
+use crate::wire::socket::through;
 use crate::wire::{Batch, Ecn, SHARE_BITS};
 
 /// Receive buffer of the socket, bytes: at 10 Gbit/s 4 MiB bridge the 3 ms for which the scheduler may keep an ingress
@@ -57,6 +59,8 @@ pub struct UdpSocket {
     /// Of single datagrams: one refused for its address says nothing about trains.
     single: UdpSocketState,
     port: u16,
+    /// 0 for a lane's ([`crate::wire::socket`]).
+    number: u16,
     /// Whether the socket speaks IPv6, and IPv4 in its IPv6 form.
     dual: bool,
 }
@@ -83,6 +87,14 @@ impl UdpSocket {
             tracing::warn!(%error, "a peer whose address changes may change lanes, and its datagrams overtake each other");
         }
         Ok(sockets)
+    }
+
+    /// Opens socket `number` at any port.
+    ///
+    /// # Errors
+    /// When there are no descriptors or ports left.
+    pub fn beside(number: u16) -> io::Result<Self> {
+        Ok(Self { number, ..Self::bind(0, false)? })
     }
 
     fn open_one(port: Option<u16>) -> anyhow::Result<Self> {
@@ -142,7 +154,7 @@ impl UdpSocket {
             socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
         }
         let port = socket.local_addr()?.as_socket().map_or(0, |address| address.port());
-        Ok(Self { socket, state, single, port, dual: address.is_ipv6() })
+        Ok(Self { socket, state, single, port, number: 0, dual: address.is_ipv6() })
     }
 
     /// The port.
@@ -172,8 +184,14 @@ impl UdpSocket {
             match self.state.recv((&self.socket).into(), &mut [IoSliceMut::new(spare)], &mut meta) {
                 Ok(_) => {
                     let RecvMeta { len, stride, addr, ecn, .. } = meta[0];
+                    let source = canonical(addr);
+                    // Nobody is there: such addresses mean something inside a node only.
+                    if is_discard(&source) {
+                        continue;
+                    }
+                    let source = through(self.number, source);
                     let ecn = ecn.map_or(Ecn::NotCapable, |ecn| Ecn::of_bits(ecn as u8));
-                    count += batch.commit_strided(len, stride, Some(canonical(addr)), ecn);
+                    count += batch.commit_strided(len, stride, Some(source), ecn);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok((count, false)),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted || is_about_a_path(&error) => {}

@@ -23,9 +23,9 @@ use crate::identity::PeerId;
 use crate::nat::forecast::{FORESEEN, around, foreseen};
 use crate::nat::path::OPENING_TIME;
 use crate::switch::seal_message;
-use crate::wire::{DropReason, Message};
 use crate::wire::message::Forecast;
 use crate::wire::socket::{split, through};
+use crate::wire::{DropReason, Message};
 
 use super::Node;
 use super::event::{Event, Transmit};
@@ -86,7 +86,7 @@ struct Hunt {
 impl Hunts {
     /// Takes `count` new flows out of the budget, if there is room.
     pub(super) fn admit(&mut self, count: usize, now: Instant) -> bool {
-        while self.flows.pop_front_if(|(at, _)| now >= *at + FLOW_LIFE).is_some() {}
+        self.flows.retain(|(at, _)| now < *at + FLOW_LIFE);
         let open: usize = self.flows.iter().map(|(_, count)| count).sum();
         let room = open + count <= FLOWS;
         if room {
@@ -127,7 +127,7 @@ impl Node {
         }
         let Some((mut plan, sockets, flows)) = self.plan(&ours, &theirs, now) else { return };
         if !self.hunts.admit(flows, now) {
-                return self.counters.count_many(DropReason::ProbeBudget, plan.len() as u64);
+            return self.counters.count_many(DropReason::ProbeBudget, plan.len() as u64);
         }
         // The last answer may be on its way, so the sockets stay until one more has gone nowhere.
         plan.extend(plan.last().copied().map(|(at, to, _)| (at + AFTERMATH, to, true)));
@@ -206,11 +206,13 @@ impl Node {
         let peer = self.peers.get(&id).filter(|peer| !peer.is_direct());
         let Some(transport) = peer.and_then(|peer| peer.current.clone()) else { return self.tidy_sockets() };
         let nonce = self.rng.next_u64();
-        while let Some((_, endpoint, opens)) = hunt.plan.pop_front_if(|(at, ..)| *at <= now) {
+        let due = hunt.plan.partition_point(|(at, ..)| *at <= now);
+        for (_, endpoint, opens) in hunt.plan.drain(..due) {
             if !self.is_overlay(split(endpoint).1.ip())
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {
-                self.outbox.push_back(Transmit { hop_limit: opens.then_some(OPENING_HOPS), ..Transmit::to(endpoint, bytes) });
+                self.outbox
+                    .push_back(Transmit { hop_limit: opens.then_some(OPENING_HOPS), ..Transmit::to(endpoint, bytes) });
             }
         }
         match hunt.plan.front() {
@@ -240,6 +242,11 @@ impl Node {
     pub(super) fn sockets_in_use(&self) -> BTreeSet<u16> {
         let paths = self.peers.values().flat_map(|peer| peer.paths.sockets());
         let learnt = self.peers.values().filter_map(|peer| peer.exchange?.ours.map(|ours| ours.socket));
-        paths.chain(learnt).chain(self.surveys.sockets()).chain(self.hunts.sockets()).filter(|number| *number != 0).collect()
+        paths
+            .chain(learnt)
+            .chain(self.surveys.sockets())
+            .chain(self.hunts.sockets())
+            .filter(|number| *number != 0)
+            .collect()
     }
 }

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use crate::identity::PeerId;
 use crate::nat::path::OPENING_TIME;
 use crate::switch::seal_message;
-use crate::wire::{DropReason, Message};
 use crate::wire::relay::channel_behind;
+use crate::wire::{DropReason, Message};
 
 use super::Node;
 use super::event::Transmit;
@@ -79,7 +79,7 @@ impl Node {
 
     /// A peer has opened its NAT for us. We open ours, say so, and knock when it has heard that.
     pub(super) fn handle_punch(&mut self, id: PeerId, now: Instant) {
-        let Some(peer) = self.peers.get_mut(&id).filter(|peer| !peer.is_direct()) else { return };
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.knocked.is_some_and(|last| now < last + PACE) {
             return;
         }

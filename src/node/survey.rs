@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use rand_core::Rng;
 
 use crate::identity::PeerId;
-use crate::nat::forecast::forecast;
 use crate::nat::Mapping;
+use crate::nat::forecast::forecast;
 use crate::nat::observe::is_local;
 use crate::switch::seal_message;
 use crate::wire::message::{Forecast, MAX_WITNESSES};
@@ -196,7 +196,8 @@ impl Node {
 
     /// Members that we reach directly over IPv4 and that see us from outside, and where they are.
     fn observers(&self) -> Vec<(PeerId, SocketAddr)> {
-        let outside = |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
+        let outside =
+            |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
         let direct = self.peers.values().filter(|peer| peer.is_direct() && outside(&peer.id));
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.primary()?))).collect();
         found.retain(|(_, at)| at.is_ipv4() && !is_local(at.ip()));
@@ -335,7 +336,14 @@ impl Node {
     fn exchange(&mut self, id: PeerId, now: Instant) -> Option<&mut Exchange> {
         let peer = self.peers.get_mut(&id).filter(|peer| !peer.is_direct())?;
         peer.exchange.take_if(|exchange| now >= exchange.began + FRESH);
-        Some(peer.exchange.get_or_insert(Exchange { began: now, told: now, ours: None, theirs: None, surveyed: false, acted: false }))
+        Some(peer.exchange.get_or_insert(Exchange {
+            began: now,
+            told: now,
+            ours: None,
+            theirs: None,
+            surveyed: false,
+            acted: false,
+        }))
     }
 
     /// This is what `id` must know of our NAT.
@@ -370,7 +378,9 @@ impl Node {
     fn repeat_forecasts(&mut self, now: Instant) {
         let mut due = Vec::new();
         for peer in self.peers.values_mut() {
-            let Some(exchange) = peer.exchange.as_mut().filter(|exchange| now < exchange.began + FRESH) else { continue };
+            let Some(exchange) = peer.exchange.as_mut().filter(|exchange| now < exchange.began + FRESH) else {
+                continue;
+            };
             let (Some(ours), None) = (exchange.ours, exchange.theirs) else { continue };
             if now >= exchange.told + REPEAT {
                 exchange.told = now;

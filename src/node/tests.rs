@@ -223,7 +223,7 @@ impl Lan {
                 Event::PeerChange { change, .. } => host.changes.push(change),
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
-                Event::Persist(_) => (),
+                Event::Persist(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
             }
         }
     }
@@ -562,7 +562,7 @@ fn a_member_that_asks_us_to_knock_again_and_again_is_obeyed_once_in_two_seconds(
     let node = &mut lan.hosts[0].node;
     let mut sent = || {
         for _ in 0..1000 {
-            node.punch(peer, now);
+            node.handle_punch(peer, now);
         }
         std::iter::from_fn(|| node.poll_transmit()).count()
     };

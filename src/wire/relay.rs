@@ -54,6 +54,11 @@ pub fn endpoint(channel: u32) -> SocketAddr {
     SocketAddr::new(Ipv6Addr::from(octets).into(), 1)
 }
 
+/// Whether an endpoint is in the discard prefix: in a node only, and on no wire.
+pub fn is_discard(endpoint: &SocketAddr) -> bool {
+    matches!(endpoint.ip(), IpAddr::V6(ip) if ip.octets()[..8] == PREFIX)
+}
+
 /// The channel behind such an endpoint; `None` for a direct one.
 pub fn channel_behind(endpoint: &SocketAddr) -> Option<u32> {
     let IpAddr::V6(ip) = endpoint.ip() else { return None };
