@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rand_core::Rng;
 
 use crate::identity::PeerId;
-use crate::session::transport::REST;
 use crate::session::Transport;
+use crate::session::transport::REST;
 use crate::switch::seal_message;
 use crate::wire::relay::channel_behind;
 use crate::wire::{DropReason, Message};
