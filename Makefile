@@ -1,9 +1,9 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab bench soak fuzz seeds micro instructions image setup
+.PHONY: help demo test check sim lab bench soak fuzz seeds micro instructions image compose-test setup
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
 
 demo: ## five laptops on one switch without Internet, in namespaces of this machine
 	cargo build --quiet --workspace --all-features --bins
@@ -42,6 +42,9 @@ instructions: ## instructions per frame, against benches/instructions.snap
 
 image: ## the container image meshd:latest
 	docker build --tag meshd:latest .
+
+compose-test: ## compose.yaml in Docker: six nodes on three networks lose a relay, each other, and their power
+	scripts/compose-test
 
 setup: ## install what the tests need (Debian 12, as root)
 	scripts/setup

@@ -340,6 +340,45 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
 }
 
 #[test]
+fn a_node_joins_by_its_invite_once_and_then_comes_up_by_it() {
+    if !inside("a_node_joins_by_its_invite_once_and_then_comes_up_by_it") {
+        return;
+    }
+    let (founder, machine) = (Machine::new(), Machine::new());
+    let made = founder.json(&["init", "--name", "home", "--host", "alpha"]);
+    let invite = text(&made["invite"]);
+    assert!(machine.fails(&["up", "--invite", ""]).contains("no network in"), "empty is none");
+    assert!(machine.fails(&["up", "--invite", &invite[..100]]).contains("truncated"));
+    let mut peers = Vec::new();
+    for start in 1..=2 {
+        let node = Node::up(&machine, &["--invite", invite]);
+        assert_eq!(fs::read_to_string(machine.path("home/boots")).expect("a count").trim(), start.to_string());
+        let status = machine.json(&["status"]);
+        assert_eq!(status["network_id"], made["network_id"]);
+        peers.push(status["peer"].clone());
+        assert_eq!(node.stop("TERM"), Some(0));
+    }
+    assert_eq!(peers[0], peers[1], "it is the same member");
+    assert_ne!(peers[0], made["peer"]);
+    let line = machine.fails(&["up", "office", "--invite", invite]);
+    assert_eq!(line, "meshd: the network of this invite is called home here, not office");
+}
+
+#[test]
+fn a_member_comes_up_by_an_invite_that_has_expired() {
+    if !inside("a_member_comes_up_by_an_invite_that_has_expired") {
+        return;
+    }
+    let (machine, late) = (Machine::new(), Machine::new());
+    let now = unix_now();
+    let invite = crafted(now, now + 4, now + 3600).to_string();
+    assert_eq!(Node::up(&machine, &["--invite", &invite]).stop("TERM"), Some(0));
+    wait_until("the invite to expire", || unix_now() > now + 4);
+    assert!(late.fails(&["up", "--invite", &invite]).contains("the invite expired"));
+    assert_eq!(Node::up(&machine, &["--invite", &invite]).stop("TERM"), Some(0));
+}
+
+#[test]
 fn a_second_up_is_refused_while_the_first_goes_on() {
     if !inside("a_second_up_is_refused_while_the_first_goes_on") {
         return;

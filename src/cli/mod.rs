@@ -98,6 +98,9 @@ enum Action {
     Up {
         #[command(flatten)]
         which: Which,
+        /// Become a member first, if this machine is none yet; as for `join`
+        #[arg(long, env = "MESHD_INVITE", hide_env_values = true, value_name = "INVITE")]
+        invite: Option<String>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -203,7 +206,14 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
             let (_, enrolled) = enroll::join(&store, &text, global.network.clone(), name)?;
             render::joined(global.json, &enrolled)?;
         }
-        Action::Up { which, settings } => up(global, open(&store, global, which)?, settings)?,
+        Action::Up { which, invite, settings } => {
+            // Empty is how a compose file says "none".
+            let home = match invite.filter(|invite| !invite.is_empty()) {
+                Some(invite) => invited(&store, global, which, &invite)?,
+                None => open(&store, global, which)?,
+            };
+            up(global, home, settings)?;
+        }
         Action::Status { which } => show(&store, global, which.named, Command::Status)?,
         Action::Peers { which } => show(&store, global, which.named, Command::Peers)?,
         Action::Stations { which } => show(&store, global, which.named, Command::Stations)?,
@@ -237,6 +247,21 @@ fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
         node: home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu)),
     };
     daemon::run(config)
+}
+
+/// The network of an invite; joins it, if that was not done before.
+fn invited(store: &Store, global: &Global, which: Which, invite: &str) -> Result<Home> {
+    let named = one_name("NETWORK", which.named, global.network.clone())?;
+    let text = input::invite(invite)?;
+    if let Some(home) = enroll::joined(store, &text)? {
+        if let Some(name) = named.filter(|name| *name != home.network.name) {
+            bail!("the network of this invite is called {} here, not {name}", home.network.name);
+        }
+        return Ok(home);
+    }
+    let (home, enrolled) = enroll::join(store, &text, named, None)?;
+    tracing::info!("this machine is a member of network {} now, as {}", enrolled.network, enrolled.name);
+    Ok(home)
 }
 
 /// Asks the daemon and prints what it says.

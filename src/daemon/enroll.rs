@@ -199,6 +199,14 @@ pub fn join(store: &Store, text: &str, name: Option<Name>, host: Option<Name>) -
     enrolled(store, &network.name, now)
 }
 
+/// The network of the invite `text`, if this machine is a member of it already. The invite may have expired since.
+///
+/// # Errors
+/// When the text is no invite.
+pub fn joined(store: &Store, text: &str) -> Result<Option<Home>> {
+    store.find(&text.parse::<Invite>()?.network_id())
+}
+
 /// This machine's wall clock, Unix seconds.
 ///
 /// # Errors
