@@ -24,6 +24,9 @@ const DOUBT_CALMED: Duration = Duration::from_secs(5);
 /// has opened its own. Gossip and relays bring news to both sides within less.
 pub const OPENING_TIME: Duration = Duration::from_millis(250);
 
+/// Where somebody answered so lately, a NAT still has the flow.
+const PROVED: Duration = Duration::from_secs(60);
+
 /// Who is named by these has no NAT before it that our first datagram would have to open.
 const OPEN: [Origin; 4] = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay];
 
@@ -116,12 +119,15 @@ impl PathAgent {
         self.candidates.iter().any(|candidate| candidate.endpoint == endpoint)
     }
 
-    /// Whether what is sent to `endpoint` opens a new flow in our NAT.
-    pub fn is_unopened(&self, endpoint: SocketAddr) -> bool {
+    /// Whether nobody has answered from `endpoint` lately, nor sent from there, and it is not on our LAN.
+    pub fn is_unproved(&self, endpoint: SocketAddr, now: Instant) -> bool {
         let candidate = self.candidates.iter().find(|candidate| candidate.endpoint == endpoint);
-        candidate.is_some_and(|candidate| {
-            candidate.opened.is_none() && !OPEN.iter().any(|origin| candidate.origins.contains(*origin))
-        })
+        let named = |origin| candidate.is_some_and(|candidate| candidate.origins.contains(origin));
+        let proved = candidate.is_none_or(|candidate| match candidate.answered {
+            Some(at) => now < at + PROVED,
+            None => named(Origin::Observed),
+        });
+        !proved && !named(Origin::Sighting) && !named(Origin::Relay)
     }
 
     /// Whether what is sent to `endpoint` now is to arrive. It is where nothing has to be opened: where it came from, on
@@ -131,8 +137,8 @@ impl PathAgent {
         let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) else {
             return true;
         };
-        OPEN.iter().any(|origin| candidate.origins.contains(*origin))
-            || now >= *candidate.opened.get_or_insert(now) + OPENING_TIME
+        let opened = *candidate.opened.get_or_insert(now);
+        OPEN.iter().any(|origin| candidate.origins.contains(*origin)) || now >= opened + OPENING_TIME
     }
 
     /// Both sides begin anew: what was opened long ago is closed.

@@ -6,7 +6,7 @@
 //! | sequential | independent | from the fresh socket, which gets the next port |
 //! | sequential | sequential | the i-th datagram to their i-th next port, as they do |
 //! | independent | random | to two thousand ports, one after the other |
-//! | random | independent | from 256 fresh sockets: one of their ports will be guessed (the birthday problem) |
+//! | random | independent | from 192 fresh sockets: one of their ports will be guessed (the birthday problem) |
 //! | random | random or sequential | nothing: a path by chance would take minutes and fill both routers' tables |
 //!
 //! Everything is planned at once, datagram by datagram, and sent when it is due. What hits is authenticated traffic from a new
@@ -33,11 +33,11 @@ use super::punch::OPENING_HOPS;
 use super::survey::{Exchange, Learnt, is_chance};
 use super::timers::Timer;
 
-/// Sockets of a birthday: with as many, 252 guesses are enough on average, and 984 in 98 of 100 cases. Twice as many would halve that,
-/// and take half of a small router's table.
-const SOCKETS: usize = 256;
+/// Sockets of a birthday: with as many, 336 guesses are enough on average, and 1310 in 98 of 100 cases. Twice as many would halve that,
+/// and leave no room in [`FLOWS`].
+const SOCKETS: usize = 192;
 
-/// Guesses of a birthday: one in four thousand tries fails for want of more.
+/// Guesses of a birthday: one in five hundred tries fails for want of more.
 const GUESSES: u16 = 2048;
 
 /// Mere knocking has so long to succeed before a birthday begins.
@@ -61,37 +61,54 @@ const BIRTHDAYS: [Duration; 3] = [Duration::from_secs(60), Duration::from_secs(6
 /// A birthday is only for a peer with whom there was traffic so lately: nobody else is worth hundreds of flows.
 const USED: Duration = Duration::from_secs(60);
 
-/// Flows that our probing may open in the NAT within [`FLOW_LIFE`], which is how long Linux keeps one that is not answered. Routers
-/// with a table of 1024 exist; a birthday and forty lone knocks leave them three quarters.
+/// Flows that our probing may open in the NAT within [`FLOW_LIFE`], which is how long a NAT keeps one (RFC 4787, REQ-5). Routers
+/// with a table of 1024 exist; a birthday and a hundred lone knocks leave them two thirds.
 const FLOWS: usize = 300;
-const FLOW_LIFE: Duration = Duration::from_secs(30);
+const FLOW_LIFE: Duration = Duration::from_secs(120);
+
+/// Datagrams a second to where nobody has answered yet, initiations and knocks alike; so many may go at once. They are what
+/// a birthday sends, and no more than a page of the web.
+const PROBES: u32 = 400;
 
 /// What is being sent in the hope of an answer.
 #[derive(Default)]
 pub(super) struct Hunts {
     running: BTreeMap<PeerId, Hunt>,
-    /// Flows opened, and when.
-    flows: VecDeque<(Instant, usize)>,
+    /// Where probes went, and when last: the NAT has a flow for each.
+    flows: BTreeMap<SocketAddr, Instant>,
+    /// Probes sent since when.
+    probes: Option<(Instant, u32)>,
     /// Whether sockets may be open that nothing needs.
     untidy: bool,
 }
 
+/// When, where, and whether it is only to open our own NAT.
+type Probe = (Instant, SocketAddr, bool);
+
 struct Hunt {
-    /// When, where, and whether it is only to open our own NAT; the earliest first.
-    plan: VecDeque<(Instant, SocketAddr, bool)>,
+    /// The earliest first.
+    plan: VecDeque<Probe>,
     sockets: BTreeSet<u16>,
     birthday: bool,
 }
 
 impl Hunts {
-    /// Takes `count` new flows out of the budget, if there is room.
-    pub(super) fn admit(&mut self, count: usize, now: Instant) -> bool {
-        self.flows.retain(|(at, _)| now < *at + FLOW_LIFE);
-        let open: usize = self.flows.iter().map(|(_, count)| count).sum();
-        let room = open + count <= FLOWS;
+    /// Whether probes may go to all of `endpoints`: the flows that are open, and those that this opens, stay in the budget.
+    pub(super) fn admit(&mut self, endpoints: &[SocketAddr], now: Instant) -> bool {
+        self.flows.retain(|_, last| now < *last + FLOW_LIFE);
+        let new = endpoints.iter().filter(|endpoint| !self.flows.contains_key(endpoint)).count();
+        let room = self.flows.len() + new <= FLOWS;
         if room {
-            self.flows.push_back((now, count));
+            self.flows.extend(endpoints.iter().map(|endpoint| (*endpoint, now)));
         }
+        room
+    }
+
+    /// Takes `count` probes out of this second's budget, if there is room.
+    pub(super) fn afford(&mut self, count: u32, now: Instant) -> bool {
+        let (began, sent) = self.probes.filter(|(began, _)| now < *began + Duration::from_secs(1)).unwrap_or((now, 0));
+        let room = sent + count <= PROBES;
+        self.probes = Some((began, if room { sent + count } else { sent }));
         room
     }
 
@@ -125,8 +142,10 @@ impl Node {
         if birthday && !self.may_hunt(id, now) {
             return;
         }
-        let Some((mut plan, sockets, flows)) = self.plan(&ours, &theirs, now) else { return };
-        if !self.hunts.admit(flows, now) {
+        let Some((mut plan, sockets)) = self.plan(&ours, &theirs, now) else { return };
+        // Guesses last a few seconds, and are for one peer at a time.
+        let flows: Vec<_> = plan.iter().map(|(_, to, _)| *to).collect();
+        if flows.len() <= FLOWS && !self.hunts.admit(&flows, now) {
             return self.counters.count_many(DropReason::ProbeBudget, plan.len() as u64);
         }
         // The last answer may be on its way, so the sockets stay until one more has gone nowhere.
@@ -140,14 +159,8 @@ impl Node {
         self.hunt(id, now);
     }
 
-    /// What to send when, through which sockets, and how many flows that opens in our NAT.
-    #[expect(clippy::type_complexity, reason = "three parts of one answer, taken apart at once")]
-    fn plan(
-        &mut self,
-        ours: &Learnt,
-        theirs: &Forecast,
-        now: Instant,
-    ) -> Option<(Vec<(Instant, SocketAddr, bool)>, BTreeSet<u16>, usize)> {
+    /// What to send when, and through which sockets.
+    fn plan(&mut self, ours: &Learnt, theirs: &Forecast, now: Instant) -> Option<(Vec<Probe>, BTreeSet<u16>)> {
         use Forecast::{Independent, Random, Sequential};
         let mut plan = Vec::new();
         let knock = now + OPENING_TIME;
@@ -158,19 +171,18 @@ impl Node {
                     let next = (1..=FORESEEN).filter_map(|nth| foreseen(last, step, nth));
                     plan.extend(next.map(|to| (now + SWEEP_EVERY * sweep, to, false)));
                 }
-                // A NAT that maps by the source alone keeps one mapping; its table has a line for each destination.
-                Some((plan, BTreeSet::new(), FORESEEN as usize))
+                Some((plan, BTreeSet::new()))
             }
             (Sequential { .. }, Independent { at }) => {
                 let to = through(ours.socket, at);
                 plan.extend([(now, to, true), (now, to, true), (knock, to, false), (knock + TICK, to, false)]);
-                Some((plan, BTreeSet::from([ours.socket]), 1))
+                Some((plan, BTreeSet::from([ours.socket])))
             }
             (Sequential { .. }, Sequential { last, step }) => {
                 let next: Vec<_> = (1..=FORESEEN).filter_map(|nth| foreseen(last, step, nth)).collect();
                 plan.extend(next.iter().map(|to| (now, through(ours.socket, *to), true)));
                 plan.extend(next.iter().map(|to| (knock, through(ours.socket, *to), false)));
-                Some((plan, BTreeSet::from([ours.socket]), FORESEEN as usize))
+                Some((plan, BTreeSet::from([ours.socket])))
             }
             (Independent { .. }, Random { near }) => {
                 let mut ports: Vec<_> = around(near.port(), GUESSES).collect();
@@ -182,7 +194,7 @@ impl Node {
                 plan.extend(ports.into_iter().enumerate().map(|(nth, port)| {
                     (begin + TICK * (nth / HANDFUL) as u32, SocketAddr::new(near.ip(), port), false)
                 }));
-                Some((plan, BTreeSet::new(), 1))
+                Some((plan, BTreeSet::new()))
             }
             (Random { .. }, Independent { at }) => {
                 let mut sockets = BTreeSet::from([ours.socket]);
@@ -194,7 +206,7 @@ impl Node {
                 // They stay open for as long as the peer guesses.
                 let end = birthday + TICK * (usize::from(GUESSES) / HANDFUL + SOCKETS / HANDFUL_OF_SOCKETS) as u32;
                 plan.push((end, through(ours.socket, at), true));
-                Some((plan, sockets, SOCKETS))
+                Some((plan, sockets))
             }
             (Independent { .. }, Independent { .. }) | (Random { .. }, _) | (Sequential { .. }, Random { .. }) => None,
         }
@@ -208,7 +220,9 @@ impl Node {
         let nonce = self.rng.next_u64();
         let due = hunt.plan.partition_point(|(at, ..)| *at <= now);
         for (_, endpoint, opens) in hunt.plan.drain(..due) {
+            // A guess that there is no room for is one of many.
             if !self.is_overlay(split(endpoint).1.ip())
+                && self.hunts.afford(1, now)
                 && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
             {
                 self.outbox

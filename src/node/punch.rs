@@ -39,7 +39,8 @@ impl Node {
     /// Sends a datagram to a candidate of a peer: so that it arrives, if we have been to our own door. Returns whether it will.
     pub(super) fn approach(&mut self, id: PeerId, endpoint: SocketAddr, bytes: &[u8], now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&id) else { return true };
-        if peer.paths.is_unopened(endpoint) && !self.hunts.admit(1, now) {
+        let unproved = peer.paths.is_unproved(endpoint, now);
+        if unproved && !(self.hunts.afford(OPENINGS as u32, now) && self.hunts.admit(&[endpoint], now)) {
             self.counters.count(DropReason::ProbeBudget);
             return true;
         }
