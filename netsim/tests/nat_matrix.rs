@@ -20,7 +20,7 @@ const FIRST_PING: Duration = Duration::from_secs(5);
 /// From then to the best path, at the worst: when a loss has let a careless box be knocked at too early, it must first forget.
 const BEST_PATH: Duration = Duration::from_secs(120);
 
-const KINDS: [(&str, NatKind); 12] = [
+const KINDS: [(&str, NatKind); 13] = [
     ("public", NatKind::PUBLIC),
     ("firewall", NatKind::FIREWALL),
     ("full cone", NatKind::FULL_CONE),
@@ -33,6 +33,7 @@ const KINDS: [(&str, NatKind); 12] = [
     ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
     ("carrier", NatKind::CARRIER),
     ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
+    ("maps ports", NatKind::UPNP),
 ];
 
 /// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
@@ -143,4 +144,5 @@ rows! {
     a_symmetric_box_with_an_open_filter_with_everybody = 9,
     a_carrier_with_everybody = 10,
     a_symmetric_carrier_with_everybody = 11,
+    a_box_that_maps_ports_with_its_like = 12,
 }

@@ -94,6 +94,12 @@ impl Observations {
         self.published.iter().copied().collect()
     }
 
+    /// The addresses at which we are seen that are none of our own.
+    pub fn addresses(&self, own: &[SocketAddr]) -> BTreeSet<IpAddr> {
+        let seen = self.latest.values().map(|observation| observation.seen.ip());
+        seen.filter(|seen| own.iter().all(|own| own.ip() != *seen)).collect()
+    }
+
     /// How our NAT maps, for one family. It takes two observers that agree to call it endpoint-independent, and two
     /// outvoted to call it otherwise: one liar changes nothing.
     pub fn mapping(&self, own: &[SocketAddr], ipv6: bool) -> Mapping {
@@ -134,7 +140,7 @@ impl Observations {
 }
 
 /// Whether an address means something on its own site only (RFC 1918, RFC 3927, RFC 4193, RFC 4291).
-fn is_local(ip: IpAddr) -> bool {
+pub(super) fn is_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
         IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
