@@ -35,7 +35,7 @@ pub enum Command {
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// To [`Command::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// To [`Command::Peers`].
     Peers {
         /// In the order of their names.

@@ -219,7 +219,7 @@ impl Node {
     /// The operator asks. Every command is answered by one [`Event::Reply`] with its id.
     pub fn handle_command(&mut self, id: CommandId, command: Command, now: Instant) {
         match command {
-            Command::Status => self.reply(id, Reply::Status(self.status(now))),
+            Command::Status => self.reply(id, Reply::Status(Box::new(self.status(now)))),
             Command::Peers => self.reply(id, Reply::Peers { peers: self.peer_infos(now) }),
             Command::Stations => self.reply(id, Reply::Stations { stations: self.stations() }),
             Command::Lookup { key } => self.begin_lookup(id, &key, now),
