@@ -429,3 +429,105 @@ fn upnp_protocol(wanted: Wanted) -> PortMappingProtocol {
         Protocol::Tcp => PortMappingProtocol::TCP,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const WANTED: Wanted = Wanted { protocol: Protocol::Udp, port: 4747 };
+    const HERE: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 3);
+
+    /// External port → the lease asked for, seconds.
+    type Rules = Arc<Mutex<BTreeMap<u16, u32>>>;
+
+    /// A UPnP gateway of the kind that miniupnpd is not: it knows only leases for ever, and somebody else has port 4747. How
+    /// it is found the lab shows (netsim's `portmap`), for nobody looks for gateways on loopback.
+    async fn stubborn_gateway(rules: Rules) -> Gateway<Tokio> {
+        let pages = TcpListener::bind((HERE, 0)).await.expect("a free port");
+        let addr = pages.local_addr().expect("it is bound");
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = pages.accept().await {
+                tokio::spawn(serve(stream, Arc::clone(&rules)));
+            }
+        });
+        let arguments = ["NewExternalPort", "NewProtocol", "NewInternalPort", "NewInternalClient", "NewLeaseDuration"];
+        let actions = ["AddPortMapping", "DeletePortMapping"];
+        Gateway {
+            addr,
+            root_url: "/".to_owned(),
+            control_url: "/control".to_owned(),
+            control_schema_url: "/actions".to_owned(),
+            control_schema: actions.map(|action| (action.to_owned(), arguments.map(str::to_owned).to_vec())).into(),
+            service_type: "urn:schemas-upnp-org:service:WANIPConnection:1".to_owned(),
+            provider: Tokio,
+        }
+    }
+
+    async fn serve(mut stream: TcpStream, rules: Rules) {
+        let (mut text, mut bytes) = (String::new(), [0; 4096]);
+        while !text.contains("Envelope>") {
+            let Ok(count @ 1..) = stream.read(&mut bytes).await else { return };
+            text.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+        let number = |name: &str| -> u32 {
+            let rest = text.split(&format!("<{name}>")).nth(1).and_then(|rest| rest.split('<').next());
+            rest.and_then(|digits| digits.parse().ok()).unwrap_or_default()
+        };
+        let (port, lease) = (number("NewExternalPort") as u16, number("NewLeaseDuration"));
+        let fault = |code: u16| {
+            format!(
+                "<Fault><detail><UPnPError><errorCode>{code}</errorCode><errorDescription>no</errorDescription>\
+                 </UPnPError></detail></Fault>"
+            )
+        };
+        let body = if text.contains(":GetExternalIPAddress") {
+            "<GetExternalIPAddressResponse><NewExternalIPAddress>203.0.113.7</NewExternalIPAddress>\
+             </GetExternalIPAddressResponse>"
+                .to_owned()
+        } else if text.contains(":DeletePortMapping") {
+            rules.lock().expect("nobody panics").remove(&port);
+            "<DeletePortMappingResponse/>".to_owned()
+        } else if port == 4747 {
+            fault(718)
+        } else if lease != 0 {
+            fault(725)
+        } else {
+            rules.lock().expect("nobody panics").insert(port, lease);
+            "<AddPortMappingResponse/>".to_owned()
+        };
+        let page = format!("<Envelope><Body>{body}</Body></Envelope>");
+        let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{page}", page.len());
+        let _ = stream.write_all(answer.as_bytes()).await;
+    }
+
+    #[test]
+    fn another_port_is_asked_for_and_a_lease_for_ever_is_given_back_at_the_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let test = async {
+            let rules = Rules::default();
+            let gateway = stubborn_gateway(Arc::clone(&rules)).await;
+            let link = Link { gateway: HERE, address: Ipv4Addr::new(127, 0, 0, 9) };
+            let way = Way::Upnp(Box::new(Upnp { gateway, link, permanent: false }));
+            let mut asker = Asker::new([0; 12]);
+            let (held, granted) = asker.map(&way, link, WANTED).await.expect("it has other ports");
+            asker.held.insert(WANTED, held);
+            let external = "203.0.113.7:4756".parse().expect("an endpoint");
+            assert_eq!((granted.external, granted.method, granted.lifetime), (external, Method::Upnp, None));
+            assert_eq!(*rules.lock().expect("nobody panics"), BTreeMap::from([(4756, 0)]));
+
+            // A restart forgets the rule, and looking after it brings it back.
+            rules.lock().expect("nobody panics").clear();
+            let answers = asker.ask(link, &[WANTED]).await;
+            assert!(matches!(&answers[..], [(WANTED, Some(granted))] if granted.external == external));
+            assert_eq!(rules.lock().expect("nobody panics").len(), 1);
+            asker.leave(true).await;
+            assert!(rules.lock().expect("nobody panics").is_empty());
+        };
+        runtime.block_on(async { timeout(Duration::from_secs(20), test).await }).expect("in time");
+    }
+}
