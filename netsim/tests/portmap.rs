@@ -5,6 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
 use std::net::Ipv4Addr;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -120,6 +121,13 @@ fn leave_nothing(lab: &mut Lab, mapper: Mapper) -> Result<()> {
     node.terminate()?;
     figure(&format!("{mapper:?}: down {} ms after SIGTERM", begin.elapsed().as_millis()));
     ensure!(ada.mapped()?.is_empty(), "left behind: {:?}", ada.mapped()?);
+    // Nor by one that is stopped while it asks.
+    for pause in [20, 60, 120] {
+        let mut node = ada.laptop.up()?;
+        thread::sleep(Duration::from_millis(pause));
+        node.terminate()?;
+        ensure!(ada.mapped()?.is_empty(), "left behind after {pause} ms: {:?}", ada.mapped()?);
+    }
     // And who is told to asks for none.
     let node = ada.laptop.up_with(&["--no-port-mapping"])?;
     node.wait_connected(1, MEET)?;
@@ -140,6 +148,36 @@ fn at_the_end_nothing_is_left_at_a_nat_pmp_router() {
 #[test]
 fn at_the_end_nothing_is_left_at_a_upnp_router() {
     in_lab(|lab| leave_nothing(lab, Mapper::Upnp));
+}
+
+fn come_back(lab: &mut Lab, mapper: Mapper) -> Result<()> {
+    let Party { homes, public: _public, _gateway: gateway } = party(lab, mapper, None)?;
+    let ada = &homes.homes[0];
+    let node = ada.laptop.up()?;
+    wait_for("two rules", MEET, || Ok(ada.mapped()?.len() == 2)).with_context(|| node.log_tail())?;
+    drop(gateway);
+    let _gateway = ada.offer_mappings(mapper, None)?;
+    ensure!(ada.mapped()?.is_empty(), "the router remembers");
+    let begin = Instant::now();
+    // Most routers take the link down with them; the laptop renews its address then.
+    let route = ada.laptop.run("ip route show default")?;
+    ada.laptop.run("ip route del default")?;
+    thread::sleep(Duration::from_millis(500));
+    ensure!(ada.laptop.ask(&["status"])?["mappings"] == serde_json::json!([]), "without a way out there is no mapping");
+    ada.laptop.run(&format!("ip route add {}", route.trim()))?;
+    wait_for("the rules are back", MEET, || Ok(ada.mapped()?.len() == 2)).with_context(|| node.log_tail())?;
+    figure(&format!("{mapper:?}: back {} ms after the way to the Internet went", begin.elapsed().as_millis()));
+    wait_for("peers know", MEET, || Ok(ada.laptop.ask(&["status"])?["mapped"] != serde_json::json!([])))
+}
+
+#[test]
+fn a_pcp_router_that_was_restarted_maps_again_when_the_network_is_back() {
+    in_lab(|lab| come_back(lab, Mapper::Pcp));
+}
+
+#[test]
+fn a_upnp_router_that_was_restarted_maps_again_when_the_network_is_back() {
+    in_lab(|lab| come_back(lab, Mapper::Upnp));
 }
 
 #[test]

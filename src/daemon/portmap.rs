@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU16;
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use crab_nat::{InternetProtocol, PortMapping, PortMappingOptions, PortMappingType, TimeoutConfig, natpmp, pcp};
@@ -97,9 +98,16 @@ async fn run(
         let leases = mappings.leases();
         to_us.send_if_modified(|told| std::mem::replace(told, leases.clone()) != leases);
         let next = if let Some((link, due)) = mappings.poll_due(now) {
+            let mut asking = pin!(asker.ask(link, &due));
             tokio::select! {
-                answers = asker.ask(link, &due) => Next::Answers(answers),
-                next = changed(&mut links, Some(link)) => next,
+                answers = &mut asking => Next::Answers(answers),
+                next = changed(&mut links, Some(link)) => {
+                    if matches!(next, Next::Stop) {
+                        // What is granted right now would be left behind otherwise.
+                        let _ = timeout(RELEASE / 2, asking).await;
+                    }
+                    next
+                }
             }
         } else {
             let deadline = mappings.poll_timeout();

@@ -93,7 +93,7 @@ impl Mapper {
     /// The chains that miniupnpd fills, as its package makes them but without a policy: the home's own rules filter.
     fn rules(self) -> String {
         format!(
-            "table inet filter {{\n\
+            "table inet filter\ndelete table inet filter\ntable inet filter {{\n\
              chain miniupnpd {{\n }}\n\
              chain prerouting_miniupnpd {{\n }}\n\
              chain postrouting_miniupnpd {{\n }}\n\
@@ -120,7 +120,7 @@ pub struct Home {
 }
 
 impl Home {
-    /// Starts miniupnpd on the router, speaking one language. With `external` it says that this is its address outside.
+    /// Starts miniupnpd on the router, which forgets what an earlier one had mapped, speaking one language. With `external` it says that this is its address outside.
     ///
     /// # Errors
     /// When it does not start.
