@@ -50,6 +50,8 @@ pub struct UpConfig {
     pub lanes: usize,
     /// Whether lanes look for work for a while before they sleep.
     pub busy_poll: bool,
+    /// Whether the gateway is asked to let others in.
+    pub port_mapping: bool,
     /// The network's folder on disk: keys, settings, known records.
     pub state: PathBuf,
     /// The folder of the API socket and the lock.

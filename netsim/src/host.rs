@@ -144,6 +144,12 @@ impl Process {
         self.drain(now, output);
     }
 
+    /// The gateway was asked for a mapping, and said this.
+    pub fn mapped(&mut self, endpoints: &[SocketAddr], now: Instant, output: &mut Output) {
+        self.node.handle_mapped(endpoints, now);
+        self.drain(now, output);
+    }
+
     /// The daemon looks at the wall clock.
     pub fn wall_time(&mut self, unix_now: UnixSeconds, now: Instant, output: &mut Output) {
         self.node.handle_wall_time(unix_now, now);

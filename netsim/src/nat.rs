@@ -94,6 +94,8 @@ pub struct NatKind {
     pub blocks_udp: bool,
     /// Flows that it holds; more are refused.
     pub capacity: usize,
+    /// Whether those inside may have it let everybody in (PCP, NAT-PMP, UPnP).
+    pub maps_ports: bool,
 }
 
 impl NatKind {
@@ -127,7 +129,11 @@ impl NatKind {
         careless: false,
         blocks_udp: false,
         capacity: CAPACITY,
+        maps_ports: false,
     };
+
+    /// The same, that lets everybody in if it is asked to, as a new one does out of the box.
+    pub const UPNP: Self = Self { maps_ports: true, ..Self::PORT_RESTRICTED };
 
     /// The same, but nobody can guess the outside port from the inside one.
     pub const PORT_RESTRICTED_NOT_PRESERVING: Self = Self { ports: Ports::Random, ..Self::PORT_RESTRICTED };
@@ -223,6 +229,8 @@ impl NatKind {
             careless: self.careless || outer.careless,
             blocks_udp: self.blocks_udp || outer.blocks_udp,
             capacity: self.capacity.min(outer.capacity),
+            // Those inside can only ask the inner box.
+            maps_ports: self.maps_ports && outer.is_open(),
         }
     }
 }
@@ -295,6 +303,8 @@ pub struct NatBox {
     /// The outside endpoint of a flow, by inside and remote endpoint.
     bound: BTreeMap<(SocketAddr, SocketAddr), SocketAddr>,
     blocks: BTreeMap<IpAddr, u16>,
+    /// Outside endpoints at which everybody is let in, until when.
+    open: BTreeMap<SocketAddr, Duration>,
     /// The port chosen last, by the first port of the range that it is from.
     last: BTreeMap<u16, u16>,
     statistics: Statistics,
@@ -312,6 +322,7 @@ impl NatBox {
             flows: BTreeMap::new(),
             bound: BTreeMap::new(),
             blocks: BTreeMap::new(),
+            open: BTreeMap::new(),
             last: BTreeMap::new(),
             statistics: Statistics::default(),
         }
@@ -339,6 +350,7 @@ impl NatBox {
         self.flows.clear();
         self.bound.clear();
         self.blocks.clear();
+        self.open.clear();
         self.last.clear();
     }
 
@@ -382,12 +394,27 @@ impl NatBox {
         let Some(outside) = known.or_else(|| self.open(key, remote, now)) else { return self.refuse(Refusal::Full) };
         let expires = now + self.kind.expiry;
         if let Some(mapped) = self.mappings.get_mut(&key) {
-            mapped.expires = expires;
+            mapped.expires = expires.max(self.open.get(&outside).copied().unwrap_or_default());
         }
         self.note_flow(outside, remote, Flow { inside: Some(inside), expires }, now);
         self.bound.insert((inside, remote), outside);
         self.statistics.out += 1;
         Ok(outside)
+    }
+
+    /// Whoever has `inside` asks that everybody be let in for `lifetime`; by which outside endpoint that is. The one it has by
+    /// chance already is kept: then peers know it.
+    pub fn map_port(&mut self, inside: SocketAddr, lifetime: Duration, now: Duration) -> Option<SocketAddr> {
+        if !self.kind.maps_ports || self.kind.blocks_udp {
+            return None;
+        }
+        let key = (inside, Towards::Anybody);
+        let known = self.mappings.get(&key).filter(|mapped| mapped.expires > now).map(|mapped| mapped.outside);
+        let nobody = SocketAddr::new(self.address, 0);
+        let outside = known.or_else(|| self.open(key, nobody, now))?;
+        self.mappings.insert(key, Mapped { outside, expires: now + lifetime });
+        self.open.insert(outside, now + lifetime);
+        Some(outside)
     }
 
     /// A datagram from outside; whom it goes to inside.
@@ -414,7 +441,7 @@ impl NatBox {
         let mut expires = now;
         if let Some(mapped) = self.mappings.get_mut(&key) {
             if self.kind.refreshed_by_inbound {
-                mapped.expires = now + self.kind.expiry;
+                mapped.expires = mapped.expires.max(now + self.kind.expiry);
             }
             expires = mapped.expires;
         }
@@ -483,6 +510,9 @@ impl NatBox {
     }
 
     fn lets_in(&self, remote: SocketAddr, outside: SocketAddr, now: Duration) -> bool {
+        if self.open.get(&outside).is_some_and(|until| *until > now) {
+            return true;
+        }
         match self.kind.filtering {
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => {
@@ -645,6 +675,23 @@ mod tests {
     fn a_mapping_that_is_address_and_port_dependent_is_another_for_each_endpoint() {
         let [a, b, c] = ports(NatKind::SYMMETRIC_RANDOM);
         assert!(a != b && b != c && a != c);
+    }
+
+    #[test]
+    fn a_port_that_was_mapped_is_open_to_everybody_until_the_lease_ends_or_the_plug_is_pulled() {
+        let (lease, [a, b, _]) = (10 * EXPIRY, remotes());
+        let mut nat = built(NatKind::UPNP);
+        let outside = nat.outbound(inside(), a, Duration::ZERO).expect("it passes");
+        assert!(nat.inbound(b, outside, Duration::ZERO).is_err());
+        assert_eq!(nat.map_port(inside(), lease, Duration::ZERO), Some(outside), "peers know it already");
+        assert_eq!(nat.outbound(inside(), b, EXPIRY / 2), Ok(outside));
+        let last = lease - Duration::from_secs(1);
+        assert_eq!(nat.inbound(a, outside, last), Ok(inside()), "what went out meanwhile does not shorten it");
+        assert!(nat.inbound(a, outside, lease).is_err());
+        let outside = nat.map_port(inside(), lease, lease).expect("again");
+        nat.reboot();
+        assert!(nat.inbound(a, outside, lease).is_err());
+        assert_eq!(built(NatKind::PORT_RESTRICTED).map_port(inside(), lease, Duration::ZERO), None);
     }
 
     #[test]

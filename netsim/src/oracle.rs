@@ -40,6 +40,7 @@ impl Obstacle {
     fn of(kind: &NatKind) -> Self {
         match (kind.mapping, kind.filtering, kind.ports) {
             _ if kind.blocks_udp => Self::Blocked,
+            _ if kind.maps_ports => Self::Open,
             // Even where mappings differ, the answer to who was let in leaves by the port that was asked.
             (_, Filtering::EndpointIndependent, _) => Self::Open,
             (Mapping::EndpointIndependent, Filtering::AddressDependent, _) => Self::Forgiving,
@@ -124,9 +125,10 @@ mod tests {
 
     use super::*;
 
-    const KINDS: [(&str, NatKind); 13] = [
+    const KINDS: [(&str, NatKind); 14] = [
         ("public", NatKind::PUBLIC),
         ("full cone", NatKind::FULL_CONE),
+        ("maps ports", NatKind::UPNP),
         ("symmetric, open", NatKind::SYMMETRIC_OPEN_FILTER),
         ("address", NatKind::ADDRESS_RESTRICTED),
         ("port", NatKind::PORT_RESTRICTED),
@@ -141,20 +143,21 @@ mod tests {
     ];
 
     /// D, P, B, R for the four ways; row and column in the order of `KINDS`.
-    const TABLE: [&str; 13] = [
-        "DDDDDDDDDDDDR",
-        "DDDDDDDDDDDDR",
-        "DDDDDDDDDDDDR",
-        "DDDDDDDDDDDDR",
-        "DDDDDDDDDPBBR",
-        "DDDDDDDDDPBBR",
-        "DDDDDDDDDPBBR",
-        "DDDDDDDDDPBBR",
-        "DDDDDDDDDPBBR",
-        "DDDDPPPPPPRRR",
-        "DDDDBBBBBRRRR",
-        "DDDDBBBBBRRRR",
-        "RRRRRRRRRRRRR",
+    const TABLE: [&str; 14] = [
+        "DDDDDDDDDDDDDR",
+        "DDDDDDDDDDDDDR",
+        "DDDDDDDDDDDDDR",
+        "DDDDDDDDDDDDDR",
+        "DDDDDDDDDDDDDR",
+        "DDDDDDDDDDPBBR",
+        "DDDDDDDDDDPBBR",
+        "DDDDDDDDDDPBBR",
+        "DDDDDDDDDDPBBR",
+        "DDDDDDDDDDPBBR",
+        "DDDDDPPPPPPRRR",
+        "DDDDDBBBBBRRRR",
+        "DDDDDBBBBBRRRR",
+        "RRRRRRRRRRRRRR",
     ];
 
     #[test]
@@ -181,7 +184,9 @@ mod tests {
         let now = Duration::ZERO;
         let mut boxes = [0, 1].map(|at: usize| {
             let outside = SocketAddr::new([198, 18, 0, 2 + at as u8].into(), 0);
-            NatBox::new(*kinds[at], outside.ip(), Seed(9).chance(&format!("box {at}")))
+            let mut nat = NatBox::new(*kinds[at], outside.ip(), Seed(9).chance(&format!("box {at}")));
+            nat.map_port(inside[at], Duration::from_secs(1), now);
+            nat
         });
         let mapped = [0, 1].map(|at| boxes[at].outbound(inside[at], observer, now));
         let [Ok(one), Ok(two)] = mapped else { return false };
@@ -231,5 +236,8 @@ mod tests {
         assert_eq!(direct_path_possible(&strict.behind(NatKind::CARRIER_SYMMETRIC), &strict), Way::Birthday);
         assert_eq!(direct_path_possible(&NatKind::SYMMETRIC_SEQUENTIAL.behind(strict), &strict), Way::Predicted);
         assert_eq!(direct_path_possible(&strict.behind(NatKind::UDP_BLOCKED), &strict), Way::Relayed);
+        let (maps, hard) = (NatKind::UPNP, NatKind::SYMMETRIC_RANDOM);
+        assert_eq!(direct_path_possible(&maps, &hard), Way::Direct);
+        assert_eq!(direct_path_possible(&maps.behind(NatKind::CARRIER), &hard), Way::Birthday);
     }
 }

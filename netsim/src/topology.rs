@@ -221,6 +221,15 @@ impl Topology {
         self.segments[segment.0].gateway
     }
 
+    /// The gateways of `host` that let everybody in if they are asked to, each with the address that it knows the host by.
+    pub fn mapping_gateways(&self, host: HostId) -> impl Iterator<Item = (IpAddr, BoxId)> + use<'_> {
+        let ports = self.ports_of(host).iter().map(|port| &self.ports[port.0]).filter(|port| port.plugged);
+        ports.filter_map(|port| {
+            let id = self.segments[port.segment.0].gateway?;
+            self.boxes[id.0].nat.kind().maps_ports.then_some((port.address, id))
+        })
+    }
+
     /// The ports of a box: inside and outside.
     pub fn ports_of_box(&self, id: BoxId) -> (PortId, PortId) {
         (self.boxes[id.0].inside, self.boxes[id.0].outside)

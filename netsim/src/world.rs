@@ -27,6 +27,12 @@ use crate::transit::{Packet, TTL};
 /// The port of every node.
 pub const PORT: u16 = 4747;
 
+/// How long a daemon takes from its start to a mapping: a quarter of a second with miniupnpd (`tests/portmap.rs`).
+const MAPPING_DELAY: Duration = Duration::from_millis(250);
+
+/// How long a mapping is asked for, as the daemon does.
+const LEASE: Duration = Duration::from_secs(3600);
+
 /// Calls of one node without the clock moving: more means that it asks to be called at once for ever.
 const MAX_WAKES_IN_PLACE: u32 = 1000;
 
@@ -84,6 +90,8 @@ pub struct Host {
     pub(crate) process: Option<Process>,
     pub(crate) kept: Vec<Vec<u8>>,
     pub(crate) wake_at: Option<Duration>,
+    /// When its gateway is asked for a mapping next.
+    map_at: Option<Duration>,
     last_wake: (Duration, u32),
     /// How far its monotonic clock is behind, because it slept.
     pub(crate) slept: Duration,
@@ -137,6 +145,7 @@ pub struct World {
 pub(crate) enum What {
     Start(HostId),
     Endpoints(HostId, u32),
+    Map(HostId, u32),
     Wake(HostId, u32),
     WallTime(HostId, u32),
     Arrive { out: PortId, into: PortId, packet: Packet },
@@ -248,6 +257,7 @@ impl World {
             process: None,
             kept: Vec::new(),
             wake_at: None,
+            map_at: None,
             last_wake: (Duration::ZERO, 0),
             slept: Duration::ZERO,
             asleep_since: None,
@@ -274,6 +284,11 @@ impl World {
             What::Endpoints(host, life) => {
                 if self.hosts[host.0].life == life {
                     self.tell_endpoints(host);
+                }
+            }
+            What::Map(host, life) => {
+                if self.hosts[host.0].life == life && self.hosts[host.0].map_at == Some(self.now) {
+                    self.ask_gateway(host);
                 }
             }
             What::Wake(host, life) => self.wake(host, life),
@@ -308,7 +323,7 @@ impl World {
         let host = &mut self.hosts[id.0];
         assert!(host.process.is_none(), "{} runs already", host.name);
         host.life += 1;
-        host.wake_at = None;
+        (host.wake_at, host.map_at) = (None, None);
         let mut config = host.config.clone();
         config.boots = host.life - 1;
         config.known_records = host.kept.clone();
@@ -334,6 +349,30 @@ impl World {
         let endpoints: Vec<_> =
             self.topology.addresses(host).into_iter().map(|address| SocketAddr::new(address, PORT)).collect();
         self.drive(host, |process, _, now, output| process.endpoints(endpoints, now, output));
+        if self.topology.mapping_gateways(host).next().is_some() {
+            self.map_after(host, MAPPING_DELAY);
+        } else if self.hosts[host.0].map_at.take().is_some() {
+            self.drive(host, |process, _, now, output| process.mapped(&[], now, output));
+        }
+    }
+
+    fn map_after(&mut self, host: HostId, after: Duration) {
+        let life = self.hosts[host.0].life;
+        self.hosts[host.0].map_at = Some(self.now + after);
+        self.push(after, What::Map(host, life));
+    }
+
+    /// The daemon's mapper: asks the gateways of a host for mappings, and again at half their life.
+    fn ask_gateway(&mut self, host: HostId) {
+        let now = self.now;
+        let gateways: Vec<_> = self.topology.mapping_gateways(host).collect();
+        let mapped = gateways
+            .into_iter()
+            .filter_map(|(address, id)| self.topology.nat_mut(id).map_port(SocketAddr::new(address, PORT), LEASE, now));
+        let mapped: Vec<_> = mapped.collect();
+        self.note(host, format_args!("mapped {mapped:?}"));
+        self.drive(host, |process, _, now, output| process.mapped(&mapped, now, output));
+        self.map_after(host, LEASE / 2);
     }
 
     fn wake(&mut self, id: HostId, life: u32) {

@@ -28,7 +28,7 @@ fn at_the_median(way: Way) -> Duration {
     }
 }
 
-const KINDS: [(&str, NatKind); 12] = [
+const KINDS: [(&str, NatKind); 13] = [
     ("public", NatKind::PUBLIC),
     ("firewall", NatKind::FIREWALL),
     ("full cone", NatKind::FULL_CONE),
@@ -41,6 +41,7 @@ const KINDS: [(&str, NatKind); 12] = [
     ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
     ("carrier", NatKind::CARRIER),
     ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
+    ("maps ports", NatKind::UPNP),
 ];
 
 /// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
@@ -159,4 +160,5 @@ rows! {
     a_symmetric_box_with_an_open_filter_with_everybody = 9,
     a_carrier_with_everybody = 10,
     a_symmetric_carrier_with_everybody = 11,
+    a_box_that_maps_ports_with_its_like = 12,
 }

@@ -170,6 +170,9 @@ struct Settings {
     /// Look for packets for 20 ms before sleeping: less latency, for up to two cores a lane
     #[arg(long, env = "MESHD_BUSY_POLL")]
     busy_poll: bool,
+    /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
+    #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
+    no_port_mapping: bool,
 }
 
 /// Reads the command line and does what it says.
@@ -194,7 +197,8 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
             let home = open(&store, global, which)?;
             let status = runtime(global, &home.network.name).and_then(|path| api::request(&path, &Command::Status));
             let endpoints = match status {
-                Ok(Reply::Status(status)) => status.endpoints,
+                // What the router lets in comes first: newcomers elsewhere need it, those on this LAN have mDNS.
+                Ok(Reply::Status(status)) => [status.mapped, status.endpoints].concat(),
                 // Not running: an invite without our endpoints still works on one LAN.
                 Ok(_) | Err(_) => Vec::new(),
             };
@@ -242,6 +246,7 @@ fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
         port: settings.port,
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
+        port_mapping: !settings.no_port_mapping,
         state: home.dir.clone(),
         runtime,
         node: home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu)),

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde::Serialize;
 
 use crate::daemon::enroll::{Enrolled, Ticket};
-use crate::node::command::{ForwardingInfo, LookupInfo, PeerInfo, Reply, StationInfo, Status};
+use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
 
 use super::duration::human;
 use super::ping::Statistics;
@@ -134,6 +134,7 @@ fn status(info: &Status) -> String {
         ("ipv6", info.ipv6.to_string()),
         ("endpoints", list(&info.endpoints)),
         ("seen at", seen_at(info)),
+        ("mapped", mapped(&info.mappings)),
         ("members", format!("{} known, {} connected", info.members, info.connected)),
         ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
         ("uptime", human(info.uptime)),
@@ -144,6 +145,22 @@ fn status(info: &Status) -> String {
 fn seen_at(info: &Status) -> String {
     let mapping = format!("mapping {}", info.mapping);
     if info.seen_at.is_empty() { mapping } else { format!("{}; {mapping}", list(&info.seen_at)) }
+}
+
+/// What the gateway lets in; both protocols in one line if they have one endpoint.
+fn mapped(mappings: &[MappingInfo]) -> String {
+    let mut lines: Vec<(String, String)> = Vec::new();
+    for mapping in mappings {
+        let end = mapping.ends.map_or_else(|| "without an end".to_owned(), |ends| format!("ends in {}", human(ends)));
+        let used = if mapping.used { "" } else { ", not used: peers see another address" };
+        let text = format!("{} by {}, {end}{used}", mapping.external, mapping.by);
+        match lines.iter_mut().find(|(_, known)| *known == text) {
+            Some((protocols, _)) => protocols.push_str(&format!(" and {}", mapping.protocol)),
+            None => lines.push((mapping.protocol.clone(), text)),
+        }
+    }
+    let lines: Vec<_> = lines.into_iter().map(|(protocols, text)| format!("{text} ({protocols})")).collect();
+    if lines.is_empty() { "nothing".to_owned() } else { lines.join("; ") }
 }
 
 fn forwarding(info: &ForwardingInfo) -> String {
@@ -246,6 +263,26 @@ mod tests {
     fn values_stand_in_one_column() {
         let text = key_values(&[("name", "laptop".to_owned()), ("mac", "02".to_owned())]);
         assert_eq!(text, "name: laptop\nmac:  02\n");
+    }
+
+    #[test]
+    fn a_mapping_says_by_whom_and_for_how_long() {
+        let mapping = |protocol: &str, external: &str, used| MappingInfo {
+            protocol: protocol.to_owned(),
+            port: 4747,
+            external: external.parse().expect("an endpoint"),
+            by: "UPnP".to_owned(),
+            ends: Some(1860),
+            used,
+        };
+        let both = [mapping("UDP", "203.0.113.7:4747", true), mapping("TCP", "203.0.113.7:4747", true)];
+        assert_eq!(mapped(&both), "203.0.113.7:4747 by UPnP, ends in 31m (UDP and TCP)");
+        let forever = MappingInfo { ends: None, ..mapping("UDP", "192.168.0.9:4747", false) };
+        assert_eq!(
+            mapped(&[forever]),
+            "192.168.0.9:4747 by UPnP, without an end, not used: peers see another address (UDP)"
+        );
+        assert_eq!(mapped(&[]), "nothing");
     }
 
     #[test]

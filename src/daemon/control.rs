@@ -8,7 +8,7 @@
 #![expect(clippy::disallowed_methods, reason = "the control thread tells the node the time and gives it its seed")]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -16,7 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use crate::config::{NetworkConfig, UpConfig};
@@ -24,6 +24,8 @@ use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
 use crate::identity::ula_prefix;
+use crate::nat::portmap::{Lease, Link, Protocol, Wanted};
+use crate::node::command::MappingInfo;
 use crate::node::event::PeerChange;
 use crate::node::{Command, CommandId, Event, ForwardingInfo, Node, Reply, Transmit};
 use crate::switch::Fib;
@@ -35,6 +37,7 @@ use crate::wire::{Counters, DatagramKind, DropReason};
 use super::direction::FromLane;
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
+use super::portmap::Mapper;
 use super::sockets::Sockets;
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -98,6 +101,13 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
             tracing::warn!("changes of the network interfaces go unnoticed: {error:#}");
         }
     });
+    let wanted = [Protocol::Udp, Protocol::Tcp].map(|protocol| Wanted { protocol, port: socket.port() });
+    let (mapper, leases) = if config.port_mapping {
+        let (mapper, leases) = Mapper::start(wanted.to_vec(), config.node.key.mapping_nonce());
+        (Some(mapper), leases)
+    } else {
+        (None, watch::channel(Vec::new()).1)
+    };
     let (commands_to_us, commands) = mpsc::channel(COMMANDS);
     tokio::spawn(server.serve(commands_to_us));
 
@@ -113,6 +123,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         fib,
         lanes,
         beacon: Some(beacon),
+        mapper,
+        leases: Vec::new(),
         directory: Directory { sender: directory.commands, wishes: VecDeque::new() },
         addresses: None,
         waiting: BTreeMap::new(),
@@ -122,9 +134,14 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         counters: Counters::default(),
     };
     let from_directory = directory.events;
-    let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, commands };
+    let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, leases, commands };
     let result = control.work(&mut inputs, &mut signals).await;
+    let mapper = control.mapper.take();
     control.finish();
+    // After the goodbyes: a gateway may take its time.
+    if let Some(mapper) = mapper {
+        mapper.stop().await;
+    }
     result
 }
 
@@ -147,6 +164,9 @@ struct Control {
     fib: Arc<ArcSwap<Fib>>,
     lanes: Lanes,
     beacon: Option<Beacon>,
+    mapper: Option<Mapper>,
+    /// What the gateway has granted.
+    leases: Vec<Lease>,
     directory: Directory,
     /// What the TAP is to carry from now on, and why it changed.
     addresses: Option<(TapAddresses, Option<String>)>,
@@ -165,6 +185,7 @@ struct Inputs {
     from_directory: mpsc::Receiver<dht::Event>,
     sightings: mpsc::Receiver<dht::Event>,
     interfaces: mpsc::Receiver<Vec<Interface>>,
+    leases: watch::Receiver<Vec<Lease>>,
     commands: mpsc::Receiver<(Command, oneshot::Sender<Reply>)>,
 }
 
@@ -204,6 +225,10 @@ impl Control {
                 Some(event) = inputs.sightings.recv() => self.node.handle_directory(event, Instant::now()),
                 Some((command, reply)) = inputs.commands.recv() => self.handle_command(command, reply),
                 Some(interfaces) = inputs.interfaces.recv() => self.handle_interfaces(&interfaces),
+                Ok(()) = inputs.leases.changed() => {
+                    let leases = inputs.leases.borrow_and_update().clone();
+                    self.handle_leases(leases);
+                }
                 () = self.directory.has_room() => {}
                 () = self.saver.written() => {}
             }
@@ -259,7 +284,28 @@ impl Control {
                 &underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect::<Vec<_>>(),
             );
         }
+        if let Some(mapper) = &self.mapper {
+            mapper.set_link(underlay_link(interfaces, self.device.index()));
+        }
         self.node.handle_endpoints(endpoints, Instant::now());
+    }
+
+    /// The gateway lets in something else than before.
+    fn handle_leases(&mut self, leases: Vec<Lease>) {
+        for lease in &leases {
+            let Lease { wanted, external, method, .. } = lease;
+            if !self.leases.iter().any(|old| (old.wanted, old.external, old.method) == (*wanted, *external, *method)) {
+                tracing::info!(
+                    "{} {} is mapped to {external} by {}",
+                    wanted.protocol.name(),
+                    wanted.port,
+                    method.name()
+                );
+            }
+        }
+        self.leases = leases;
+        let endpoints: Vec<_> = self.leases.iter().map(|lease| lease.external).collect();
+        self.node.handle_mapped(&endpoints, Instant::now());
     }
 
     /// Carries out everything the node wants.
@@ -374,6 +420,7 @@ impl Control {
         let Reply::Status(mut status) = reply else { return reply };
         status.device = self.device.name().to_owned();
         status.forwarding = self.forwarding();
+        status.mappings = self.leases.iter().map(|lease| mapping_info(lease, &status.mapped)).collect();
         let mut lost = self.lanes.counters();
         lost.add(&self.counters);
         let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();
@@ -400,6 +447,23 @@ impl Overlay {
             IpAddr::V4(address) => self.0.prefix.contains(address),
             IpAddr::V6(address) => address.segments()[..4] == ula_prefix(&self.0.id()).segments()[..4],
         }
+    }
+}
+
+/// The way to the Internet, if it is by a private gateway and no tunnel.
+fn underlay_link(interfaces: &[Interface], tap: u32) -> Option<Link> {
+    let mut underlay = interfaces.iter().filter(|interface| interface.is_underlay() && interface.index != tap);
+    underlay.find_map(|interface| interface.uplink)
+}
+
+fn mapping_info(lease: &Lease, used: &[SocketAddr]) -> MappingInfo {
+    MappingInfo {
+        protocol: lease.wanted.protocol.name().to_owned(),
+        port: lease.wanted.port,
+        external: lease.external,
+        by: lease.method.name().to_owned(),
+        ends: lease.ends.map(|ends| ends.saturating_duration_since(Instant::now()).as_secs()),
+        used: used.contains(&lease.external),
     }
 }
 

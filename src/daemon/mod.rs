@@ -10,6 +10,7 @@ pub mod direction;
 pub mod enroll;
 pub mod lane;
 pub mod netlink;
+pub mod portmap;
 pub mod sockets;
 pub mod store;
 pub mod telemetry;

@@ -10,13 +10,17 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, TryStreamExt as _};
+use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage};
-use rtnetlink::{Handle, LinkUnspec, MulticastGroup};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute};
+use rtnetlink::{Handle, LinkUnspec, MulticastGroup, RouteMessageBuilder};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::identity::{Ipv4Prefix, Mac};
+use crate::nat::portmap::Link;
 
 /// How long after a notification we listen on before we look: a link that comes up speaks five to ten times within a
 /// few milliseconds. Twice as much would be felt when a cable is plugged.
@@ -31,6 +35,9 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Frames that our host may put into one superframe: sealed for a path of 1452 bytes, 45 datagrams are the longest train
 /// that UDP GSO takes (65,507 bytes). One more would cost a system call of its own.
 const SUPERFRAME_FRAMES: u32 = 45;
+
+/// Somewhere on the Internet: only looked up in the routing table, nothing goes there.
+const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
 
 /// One network interface at one moment.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -49,6 +56,8 @@ pub struct Interface {
     pub up: bool,
     /// What it is to us.
     pub kind: InterfaceKind,
+    /// The private gateway by which the way to the IPv4 Internet leads, if that is here.
+    pub uplink: Option<Link>,
 }
 
 /// What an interface is to us.
@@ -238,16 +247,28 @@ fn connect() -> anyhow::Result<Handle> {
     Ok(handle)
 }
 
-/// A netlink socket for notifications of links and addresses. An overrun (ENOBUFS) comes as a message like any other.
+/// A netlink socket for notifications of links, addresses and default routes. An overrun (ENOBUFS) comes as a message like any other.
 fn subscribe() -> anyhow::Result<impl futures::Stream<Item = ()> + Unpin> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let groups =
+        [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Ipv4Route];
     let (connection, handle, messages) =
         rtnetlink::new_multicast_connection(&groups).context("cannot subscribe to netlink notifications")?;
     tokio::spawn(connection);
     // The handle is kept beside the stream: without it the connection would end.
-    Ok(messages.map(move |_| {
+    Ok(messages.filter_map(move |(message, _)| {
         let _ = &handle;
+        std::future::ready(is_news(&message).then_some(()))
     }))
+}
+
+/// Whether a notification is worth a look: a router's routes change all day, but few of them are default.
+fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    if let NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route)) =
+        &message.payload
+    {
+        return route.header.destination_prefix_length == 0;
+    }
+    true
 }
 
 async fn link_by_name(handle: &Handle, name: &str) -> anyhow::Result<LinkMessage> {
@@ -261,14 +282,14 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
     let (mut bridges, mut carrying) = (Vec::new(), BTreeSet::new());
     let mut links = handle.link().get().execute();
     while let Some(message) = links.try_next().await.context("cannot list links")? {
-        let link = Link::of(&message);
-        if link.is_bridge {
-            bridges.push(link.interface.index);
+        let device = Device::of(&message);
+        if device.is_bridge {
+            bridges.push(device.interface.index);
         }
-        if link.interface.is_underlay() {
-            carrying.extend(link.controller);
+        if device.interface.is_underlay() {
+            carrying.extend(device.controller);
         }
-        interfaces.insert(link.interface.index, (link.interface, Vec::new()));
+        interfaces.insert(device.interface.index, (device.interface, Vec::new()));
     }
     for bridge in bridges {
         if let Some((interface, _)) = interfaces.get_mut(&bridge) {
@@ -289,6 +310,11 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
             list.push((is_link_local(address), fleeting, list.len(), address));
         }
     }
+    if let Some((index, link)) = uplink(handle).await
+        && let Some((interface, _)) = interfaces.get_mut(&index)
+    {
+        interface.uplink = Some(link);
+    }
     Ok(interfaces
         .into_values()
         .map(|(mut interface, mut list)| {
@@ -297,6 +323,24 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
             interface
         })
         .collect())
+}
+
+/// By which interface and gateway the kernel would send to the IPv4 Internet, and from which address of ours: whatever
+/// policies it was given. `None` without such a way, or if the gateway or the address is not private.
+async fn uplink(handle: &Handle) -> Option<(u32, Link)> {
+    let question = RouteMessageBuilder::<Ipv4Addr>::new().destination_prefix(SOMEWHERE, 32).build();
+    let answer = handle.route().get(question).execute().try_next().await;
+    let (mut index, mut gateway, mut address) = (None, None, None);
+    for attribute in answer.ok()??.attributes {
+        if let RouteAttribute::Oif(oif) = attribute {
+            index = Some(oif);
+        } else if let RouteAttribute::Gateway(RouteAddress::Inet(at)) = attribute {
+            gateway = Some(at);
+        } else if let RouteAttribute::PrefSource(RouteAddress::Inet(at)) = attribute {
+            address = Some(at);
+        }
+    }
+    Some((index?, Link::private(gateway?, address?)?))
 }
 
 fn flags_of(message: &AddressMessage) -> AddressFlags {
@@ -323,7 +367,7 @@ fn address_of(message: &AddressMessage) -> Option<IpAddr> {
 }
 
 /// What one message of a dump says of a link.
-struct Link {
+struct Device {
     interface: Interface,
     /// The bridge or bond that it is a port of.
     controller: Option<u32>,
@@ -332,7 +376,7 @@ struct Link {
     is_bridge: bool,
 }
 
-impl Link {
+impl Device {
     fn of(message: &LinkMessage) -> Self {
         let (mut name, mut mac, mut kind, mut carrier, mut controller) =
             (String::new(), None, String::new(), true, None);
@@ -363,7 +407,8 @@ impl Link {
         // RUNNING is the kernel's summary of operational state: up, or unknown to a driver that does not tell.
         let up = flags.contains(LinkFlags::Up | LinkFlags::Running) && carrier;
         let index = message.header.index;
-        Self { interface: Interface { index, name, addresses: Vec::new(), mac, up, kind }, controller, is_bridge }
+        let interface = Interface { index, name, addresses: Vec::new(), mac, up, kind, uplink: None };
+        Self { interface, controller, is_bridge }
     }
 }
 
@@ -413,7 +458,7 @@ mod tests {
 
     fn interface(index: u32, kind: InterfaceKind, up: bool, addresses: &[&str]) -> Interface {
         let addresses = addresses.iter().map(|text| text.parse().expect("an address")).collect();
-        Interface { index, name: format!("if{index}"), addresses, mac: None, up, kind }
+        Interface { index, name: format!("if{index}"), addresses, mac: None, up, kind, uplink: None }
     }
 
     fn listed(interfaces: &[Interface]) -> Vec<String> {

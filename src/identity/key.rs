@@ -155,6 +155,12 @@ impl SigningKey {
     pub fn noise_secret(&self) -> NoiseSecret {
         NoiseSecret(*derive(&self.seed(), b"meshd noise static v1"))
     }
+
+    /// By which a gateway knows port mappings as ours, also after a crash (RFC 6887, section 11.3.2).
+    pub fn mapping_nonce(&self) -> [u8; 12] {
+        let bytes = derive(&self.seed(), b"meshd port mapping v1");
+        std::array::from_fn(|at| bytes[at])
+    }
 }
 
 impl fmt::Debug for SigningKey {

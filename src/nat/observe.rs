@@ -94,6 +94,12 @@ impl Observations {
         self.published.iter().copied().collect()
     }
 
+    /// The addresses at which we are seen that are none of our own.
+    pub fn addresses(&self, own: &[SocketAddr]) -> BTreeSet<IpAddr> {
+        let seen = self.latest.values().map(|observation| observation.seen.ip());
+        seen.filter(|seen| own.iter().all(|own| own.ip() != *seen)).collect()
+    }
+
     /// How our NAT maps, for one family. It takes two observers that agree to call it endpoint-independent, and two
     /// outvoted to call it otherwise: one liar changes nothing.
     pub fn mapping(&self, own: &[SocketAddr], ipv6: bool) -> Mapping {

@@ -35,7 +35,7 @@ pub enum Command {
 #[serde(tag = "reply", rename_all = "kebab-case")]
 pub enum Reply {
     /// To [`Command::Status`].
-    Status(Status),
+    Status(Box<Status>),
     /// To [`Command::Peers`].
     Peers {
         /// In the order of their names.
@@ -82,6 +82,10 @@ pub struct Status {
     pub endpoints: Vec<SocketAddr>,
     /// Where peers see us, if that is none of them: a NAT is in between.
     pub seen_at: Vec<SocketAddr>,
+    /// What our gateway lets in for everybody, as far as peers are told.
+    pub mapped: Vec<SocketAddr>,
+    /// Every mapping that our gateway has granted; filled in by the daemon.
+    pub mappings: Vec<MappingInfo>,
     /// How the NAT of IPv4 maps (RFC 4787, section 4.1): `unknown`, `untranslated`, `endpoint-independent`, `endpoint-dependent`.
     pub mapping: String,
     /// Members known, ourselves not counted.
@@ -96,6 +100,23 @@ pub struct Status {
     pub shard_records: usize,
     /// What was dropped, by reason; forwarding's counters are added by the daemon.
     pub drops: Vec<(String, u64)>,
+}
+
+/// A port mapping at our gateway.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappingInfo {
+    /// `UDP` for sessions, `TCP` for the directory.
+    pub protocol: String,
+    /// The port here.
+    pub port: u16,
+    /// Where others reach it, as the gateway says.
+    pub external: SocketAddr,
+    /// Who granted it: `PCP`, `NAT-PMP`, `UPnP`.
+    pub by: String,
+    /// Seconds until it ends unless it is renewed; none if the gateway knows no end.
+    pub ends: Option<u64>,
+    /// Whether peers are told. Not if they see us at another address: then another NAT is behind the gateway.
+    pub used: bool,
 }
 
 /// How the daemon moves frames: what it was told, and what the kernel has granted.

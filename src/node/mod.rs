@@ -206,11 +206,12 @@ impl Node {
     /// interface, with our port.
     pub fn handle_endpoints(&mut self, endpoints: Vec<SocketAddr>, now: Instant) {
         let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
-        self.events.push_back(Event::Directory(dht::Command::Listening(endpoints.clone())));
-        if endpoints == self.own.endpoints && self.own.record().is_some() {
+        let same = endpoints == self.own.endpoints && self.own.record().is_some();
+        self.own.endpoints = endpoints;
+        self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+        if same {
             return;
         }
-        self.own.endpoints = endpoints;
         // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
         self.observations.clear();
         self.surveys.clear();
@@ -218,10 +219,18 @@ impl Node {
         self.probe_everybody(now);
     }
 
+    /// Our gateway says that it lets in, for everybody, what goes to these endpoints; replaces what it said before. Peers are
+    /// told unless they see us elsewhere, for then there is another NAT behind it.
+    pub fn handle_mapped(&mut self, endpoints: &[SocketAddr], now: Instant) {
+        let endpoints: Vec<_> = endpoints.iter().copied().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
+        self.own.mapped.set(&endpoints);
+        self.review_outside(now);
+    }
+
     /// The operator asks. Every command is answered by one [`Event::Reply`] with its id.
     pub fn handle_command(&mut self, id: CommandId, command: Command, now: Instant) {
         match command {
-            Command::Status => self.reply(id, Reply::Status(self.status(now))),
+            Command::Status => self.reply(id, Reply::Status(Box::new(self.status(now)))),
             Command::Peers => self.reply(id, Reply::Peers { peers: self.peer_infos(now) }),
             Command::Stations => self.reply(id, Reply::Stations { stations: self.stations() }),
             Command::Lookup { key } => self.begin_lookup(id, &key, now),

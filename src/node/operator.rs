@@ -55,6 +55,8 @@ impl Node {
             forwarding: ForwardingInfo::default(),
             endpoints: self.own.endpoints.clone(),
             seen_at: self.own.reflexive.clone(),
+            mapped: self.own.mapped.believed().to_vec(),
+            mappings: Vec::new(),
             mapping: self.observations.mapping(&self.own.endpoints, false).name().to_owned(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),

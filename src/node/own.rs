@@ -6,6 +6,7 @@ use crate::config::NodeConfig;
 use crate::dht::record::{Ipv4Claim, MAX_ENDPOINTS, RECORD_LIFETIME, RecordError};
 use crate::dht::{Record, Verified};
 use crate::identity::{Mac, NetworkId, PeerId, UnixSeconds, ula_address};
+use crate::nat::Claims;
 
 /// Our own record and what it is made of.
 pub(super) struct Own {
@@ -16,6 +17,8 @@ pub(super) struct Own {
     pub(super) endpoints: Vec<SocketAddr>,
     /// Where others see us, if that is elsewhere.
     pub(super) reflexive: Vec<SocketAddr>,
+    /// Where our gateway says that it lets others in.
+    pub(super) mapped: Claims,
     /// Which automatic IPv4 address is tried.
     attempt: u32,
     sequence: u64,
@@ -32,6 +35,7 @@ impl Own {
             ipv4: Ipv4Claim { address: config.ipv4(0), fixed: config.ipv4.is_some() },
             endpoints: Vec::new(),
             reflexive: Vec::new(),
+            mapped: Claims::default(),
             attempt: 0,
             sequence: sequence_base(config.boots),
             record: None,
@@ -66,10 +70,22 @@ impl Own {
         Ok(record)
     }
 
-    /// What the record lists: our addresses, and where others see us. The latter are few, and have their place.
+    /// What the record lists: our addresses, and where others reach or see us. The latter are few, and have their place.
     fn candidates(&self) -> Vec<SocketAddr> {
-        let addresses = self.endpoints.iter().take(MAX_ENDPOINTS - self.reflexive.len().min(MAX_ENDPOINTS));
-        addresses.chain(&self.reflexive).take(MAX_ENDPOINTS).copied().collect()
+        let mut outside = self.mapped.believed().to_vec();
+        for endpoint in &self.reflexive {
+            if !outside.contains(endpoint) {
+                outside.push(*endpoint);
+            }
+        }
+        outside.truncate(MAX_ENDPOINTS);
+        let addresses = self.endpoints.iter().take(MAX_ENDPOINTS - outside.len());
+        addresses.chain(&outside).copied().collect()
+    }
+
+    /// Where the directory is reached: at our addresses, and at what the gateway lets in.
+    pub(super) fn listening(&self) -> Vec<SocketAddr> {
+        self.endpoints.iter().chain(self.mapped.believed()).copied().collect()
     }
 
     /// Somebody holds a record of ours with `sequence`: the next one must be greater.

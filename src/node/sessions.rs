@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rand_core::Rng;
 
+use crate::dht;
 use crate::identity::PeerId;
 use crate::session::Transport;
 use crate::session::transport::REST;
@@ -15,7 +16,7 @@ use crate::wire::socket::split;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
-use super::event::{PeerChange, Transmit};
+use super::event::{Event, PeerChange, Transmit};
 use super::timers::Timer;
 
 /// Between two looks at all peers' sessions, which happen together: an idle node wakes every five seconds, however many
@@ -220,17 +221,30 @@ impl Node {
         self.note_observation(id, source, observed, now);
     }
 
-    /// A peer at `source` sees us at `observed`. If that is news, everybody learns it by our record.
+    /// A peer at `source` sees us at `observed`.
     fn note_observation(&mut self, id: PeerId, source: SocketAddr, observed: SocketAddr, now: Instant) {
         // Through a relay it saw the relay, and another socket is not where others are to go.
         if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() || split(source).0 != 0 {
             return;
         }
         self.observations.note(id, source, observed, now);
+        self.review_outside(now);
+    }
+
+    /// Something was learnt of where we are for others. If that is news, everybody learns it by our record.
+    pub(super) fn review_outside(&mut self, now: Instant) {
         let reflexive = self.observations.reflexive(&self.own.endpoints);
-        if reflexive != self.own.reflexive {
+        let moved = reflexive != self.own.reflexive;
+        let mapped = self.own.mapped.review(&self.observations.addresses(&self.own.endpoints));
+        if moved {
             tracing::debug!(?reflexive, "seen from outside");
             self.own.reflexive = reflexive;
+        }
+        if mapped {
+            tracing::debug!(mapped = ?self.own.mapped.believed(), "let in by the gateway");
+            self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+        }
+        if (moved || mapped) && self.own.record().is_some() {
             self.renew_record(now);
         }
     }

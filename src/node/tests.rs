@@ -471,6 +471,39 @@ fn a_peer_that_moves_is_followed() {
 }
 
 #[test]
+fn a_mapped_endpoint_is_told_unless_peers_see_another_address() {
+    let mut lan = lan(2);
+    let now = lan.now;
+    let listed = |lan: &Lan, endpoint| {
+        let id = lan.hosts[0].node.peer_id();
+        let record = lan.hosts[1].node.roster.get(&id).expect("they know each other");
+        record.endpoints.contains(&endpoint)
+    };
+    let mapped: SocketAddr = "203.0.113.7:4747".parse().expect("an endpoint");
+    lan.hosts[0].node.handle_mapped(&[mapped, mapped], now);
+    lan.drain(0);
+    lan.run(Duration::from_secs(1));
+    assert!(listed(&lan, mapped), "peers of our own LAN do not speak against it");
+    let told = lan.hosts[0].commands.iter().rev().find_map(|command| match command {
+        dht::Command::Listening(endpoints) => Some(endpoints.clone()),
+        dht::Command::Publish(_) | dht::Command::Lookup { .. } | dht::Command::Dial { .. } => None,
+    });
+    assert_eq!(told, Some(vec![lan.hosts[0].endpoint, mapped]), "the directory listens there too");
+
+    let (observer, seen) = (lan.hosts[1].node.peer_id(), "198.51.100.9:1024".parse().expect("an endpoint"));
+    let node = &mut lan.hosts[0].node;
+    node.observations.note(observer, "192.0.2.200:4747".parse().expect("an endpoint"), seen, now);
+    node.review_outside(now);
+    lan.drain(0);
+    lan.run(Duration::from_secs(1));
+    assert!(!listed(&lan, mapped) && listed(&lan, seen), "there is another NAT behind the gateway");
+    // What the overlay itself would carry is no way to it.
+    let inside = SocketAddr::new(lan.hosts[1].node.own.ipv4.address.into(), 4747);
+    lan.hosts[0].node.handle_mapped(&[inside], lan.now);
+    assert!(lan.hosts[0].node.own.mapped.believed().is_empty());
+}
+
+#[test]
 fn a_frame_to_an_unknown_station_asks_the_directory_and_waits() {
     let mut lan = Lan::of([config(1, 2), config(1, 3)]);
     let unknown = frame(lan.mac(0), lan.mac(1), b"hello");
