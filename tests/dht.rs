@@ -493,6 +493,7 @@ impl Mesh {
             ipv4: Ipv4Claim { address: (self.prefix().address().to_bits() + 256 + u32::from(n)).into(), fixed: false },
             ipv6: ula_address(&self.network, &mac),
             endpoints: Vec::new(),
+            homes: Vec::new(),
             sequence,
             expires: now + 3600,
         };

@@ -230,7 +230,8 @@ impl World {
             ipv4: None,
             mtu: meshd::config::DEFAULT_MTU,
             boots: 0,
-            hardware_aes: true,
+            relaying: meshd::config::Relaying::default(),
+        hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
         };

@@ -27,6 +27,8 @@ pub struct PathAgent {
     candidates: Vec<Candidate>,
     primary: Option<SocketAddr>,
     round: Option<Round>,
+    /// From where the peer spoke last that was not the primary.
+    heard: Option<SocketAddr>,
 }
 
 /// Probes under way: one nonce, sent to several candidates.
@@ -35,6 +37,8 @@ struct Round {
     nonce: u64,
     sent: Instant,
     decided: bool,
+    /// Who came late.
+    joined: Option<SocketAddr>,
 }
 
 impl PathAgent {
@@ -145,8 +149,23 @@ impl PathAgent {
 
     /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
     pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
-        self.round = Some(Round { nonce, sent: now, decided: false });
+        self.round = Some(Round { nonce, sent: now, decided: false, joined: None });
         self.endpoints()
+    }
+
+    /// The peer speaks from `endpoint` now and did not before: it has a reason, and what we use may be dead. Not soon after
+    /// probes, which come from everywhere.
+    pub fn has_moved_to(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+        let moved = self.heard.replace(canonical(endpoint)) != Some(canonical(endpoint));
+        moved && self.round.is_none_or(|round| round.decided && now >= round.sent + DOUBT / 4)
+    }
+
+    /// The peer speaks from `endpoint`, and nobody has answered the last probes: their nonce, to be sent there too, once.
+    pub fn join_round(&mut self, endpoint: SocketAddr) -> Option<u64> {
+        let endpoint = canonical(endpoint);
+        let round = self.round.as_mut().filter(|round| !round.decided && round.joined != Some(endpoint))?;
+        round.joined = Some(endpoint);
+        Some(round.nonce)
     }
 
     /// Whether nobody has answered the last probes yet.

@@ -10,15 +10,19 @@
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
 //! | `frames` | a frame waits for a session or a lookup |
 //! | `punch` | two behind NATs knock at the same time |
-//! | `relay` | two that cannot meet speak through a third |
+//! | `relay` | two that cannot meet speak through others: our own ways |
+//! | `carry` | the same: what we carry for others |
+//! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
 //! | `picture` | the Fib is drawn |
 
 pub mod command;
 pub mod event;
+mod carry;
 mod frames;
 mod handshakes;
+mod homes;
 mod operator;
 mod own;
 mod peer;
@@ -253,6 +257,7 @@ impl Node {
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Renew => self.renew_record(now),
+                Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),
                 Timer::Fib => (),

@@ -1,6 +1,7 @@
 //! What we say about ourselves: our record, its sequence, our addresses.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use crate::config::NodeConfig;
 use crate::dht::record::{Ipv4Claim, MAX_ENDPOINTS, RECORD_LIFETIME, RecordError};
@@ -16,6 +17,9 @@ pub(super) struct Own {
     pub(super) endpoints: Vec<SocketAddr>,
     /// Where others see us, if that is elsewhere.
     pub(super) reflexive: Vec<SocketAddr>,
+    /// Our home relays, and when they became others last.
+    pub(super) homes: Vec<PeerId>,
+    pub(super) homes_at: Option<Instant>,
     /// Which automatic IPv4 address is tried.
     attempt: u32,
     sequence: u64,
@@ -32,6 +36,8 @@ impl Own {
             ipv4: Ipv4Claim { address: config.ipv4(0), fixed: config.ipv4.is_some() },
             endpoints: Vec::new(),
             reflexive: Vec::new(),
+            homes: Vec::new(),
+            homes_at: None,
             attempt: 0,
             sequence: sequence_base(config.boots),
             record: None,
@@ -58,6 +64,7 @@ impl Own {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
             endpoints: self.candidates(),
+            homes: self.homes.clone(),
             sequence: self.sequence,
             expires: now + RECORD_LIFETIME,
         };

@@ -57,7 +57,7 @@ impl Node {
             (peer.punched, peer.punches) = (None, 0);
             return;
         }
-        self.seek_more_relays(id, now);
+        self.keep_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let wait = AGAIN[peer.punches.min(AGAIN.len() - 1)];
         if peer.punched.is_some_and(|last| now < last + wait) {

@@ -29,7 +29,7 @@ pub(super) const FIRST_CHECK: Duration = Duration::from_millis(100);
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 
 /// A probe that is not answered by then is sent on every path, and relays are asked: a satellite's round trip.
-const ANSWER_TIME: Duration = Duration::from_millis(600);
+pub(super) const ANSWER_TIME: Duration = Duration::from_millis(600);
 
 /// Between two looks at a peer to whom frames go, so that silence is noticed in time.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -47,7 +47,8 @@ impl Node {
     /// Looks after the sessions of a peer.
     pub(super) fn check_sessions(&mut self, id: PeerId, now: Instant) {
         self.drop_aged(id, now);
-        let warm = self.is_warm() && self.roster.get(&id).is_some();
+        // Others count on it that our home relays reach us.
+        let warm = (self.is_warm() || self.own.homes.contains(&id)) && self.roster.get(&id).is_some();
         let Some(peer) = self.peers.get(&id) else { return };
         let Some(current) = peer.current.clone() else {
             if !peer.older.is_empty() || peer.next.is_some() {
@@ -86,6 +87,7 @@ impl Node {
         } else if deaf {
             // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
             self.probe_primary(id, now);
+            self.seek_relays(id, now);
             self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
@@ -123,6 +125,11 @@ impl Node {
     /// Probes every candidate of a peer; the first answer makes the primary.
     pub(super) fn probe(&mut self, id: PeerId, now: Instant) {
         self.probe_where(id, |_| true, now);
+    }
+
+    /// Probes the ways through relays, unless an answer from elsewhere is awaited.
+    pub(super) fn probe_relays(&mut self, id: PeerId, now: Instant) {
+        self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
     }
 
     /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
@@ -190,9 +197,12 @@ impl Node {
             Message::Goodbye => self.handle_goodbye(id, now),
             Message::Keepalive => (),
             Message::Punch => self.punch(id, now),
-            Message::Open { peer, channel } => self.handle_open(id, peer, channel, now),
-            Message::Opened { peer, channel } => self.handle_opened(id, peer, channel, now),
-            Message::Refused { peer } => self.handle_refused(id, peer, now),
+            Message::Open(open) => self.handle_open(id, open, now),
+            Message::Opened { channel, mark, way } => self.handle_opened(id, channel, mark, way, now),
+            Message::Refused { channel } => self.handle_refused(id, channel, now),
+            Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
+            Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
+            Message::Reached { peer } => self.handle_reached(id, peer, now),
         }
     }
 
@@ -220,6 +230,7 @@ impl Node {
         if reflexive != self.own.reflexive {
             tracing::debug!(?reflexive, "seen from outside");
             self.own.reflexive = reflexive;
+            self.reconsider_homes(now);
             self.renew_record(now);
         }
     }
@@ -233,8 +244,17 @@ impl Node {
         if peer.paths.primary() == Some(endpoint) {
             return;
         }
-        if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
+        let primary = peer.paths.primary();
+        if channel_behind(&endpoint).is_some() && peer.paths.knows(endpoint) && peer.paths.has_moved_to(endpoint, now) {
+            self.probe_where(id, |candidate| *candidate == endpoint || Some(*candidate) == primary, now);
+        } else if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
             self.probe(id, now);
+        } else if let Some(nonce) = peer.paths.join_round(endpoint)
+            && let Some(transport) = peer.current.clone()
+            && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+        {
+            // It has found a way already.
+            self.outbox.push_back(Transmit::to(endpoint, bytes));
         }
     }
 

@@ -51,6 +51,7 @@ fn config(root: u8, n: u8) -> NodeConfig {
         ipv4: None,
         mtu: DEFAULT_MTU,
         boots: 0,
+        relaying: crate::config::Relaying::default(),
         hardware_aes: true,
         contacts: Vec::new(),
         known_records: Vec::new(),

@@ -18,6 +18,7 @@ pub mod fib;
 pub mod flood;
 pub mod forwarder;
 pub mod fragment;
+mod meter;
 pub mod ingress;
 mod mss;
 pub mod neighbor;
@@ -28,6 +29,7 @@ mod testing;
 mod tests;
 
 pub use fib::{Channel, Fib, FibPeer};
+pub use meter::Meter;
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
 pub use neighbor::requested;
 pub use seal::{seal_frame, seal_message};

@@ -91,6 +91,8 @@ drop_reasons! {
     UnknownChannel = "unknown-channel",
     /// A datagram to be relayed that does not come from where its sender is.
     ForeignChannel = "foreign-channel",
+    /// More to be relayed than we let through, for these two or for all together.
+    RelayLimit = "relay-limit",
     /// A counter seen before, or older than the replay window.
     Replayed = "replayed",
     /// The AEAD tag does not verify.

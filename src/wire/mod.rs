@@ -15,4 +15,4 @@ pub mod relay;
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;
 pub use header::{DatagramKind, Header, SHARE_BITS};
-pub use message::{Checksum, Inner, Message};
+pub use message::{Checksum, Inner, Message, Open, Way};
