@@ -37,8 +37,8 @@ struct Round {
     nonce: u64,
     sent: Instant,
     decided: bool,
-    /// Who came late.
-    joined: Option<SocketAddr>,
+    /// Whether one more has been asked since. Not more: its answer may look like a move in turn.
+    joined: bool,
 }
 
 impl PathAgent {
@@ -149,7 +149,7 @@ impl PathAgent {
 
     /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
     pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
-        self.round = Some(Round { nonce, sent: now, decided: false, joined: None });
+        self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
         self.endpoints()
     }
 
@@ -162,10 +162,9 @@ impl PathAgent {
 
     /// The peer speaks from `endpoint`, and nobody has answered the last probes: their nonce, to be sent there too, once.
     pub fn join_round(&mut self, endpoint: SocketAddr) -> Option<u64> {
-        let endpoint = canonical(endpoint);
-        let round = self.round.as_mut().filter(|round| !round.decided && round.joined != Some(endpoint))?;
-        round.joined = Some(endpoint);
-        Some(round.nonce)
+        let round = self.round.as_mut().filter(|round| !round.decided && !round.joined)?;
+        round.joined = self.candidates.iter().any(|candidate| candidate.endpoint == canonical(endpoint));
+        round.joined.then_some(round.nonce)
     }
 
     /// Whether nobody has answered the last probes yet.

@@ -245,7 +245,10 @@ impl Node {
             return;
         }
         let primary = peer.paths.primary();
-        if channel_behind(&endpoint).is_some() && peer.paths.knows(endpoint) && peer.paths.has_moved_to(endpoint, now) {
+        // Between relays, that is: who has a direct path leaves it only when it fails.
+        let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
+        let between = relayed(primary) && relayed(Some(endpoint)) && peer.paths.knows(endpoint);
+        if between && peer.paths.has_moved_to(endpoint, now) {
             self.probe_where(id, |candidate| *candidate == endpoint || Some(*candidate) == primary, now);
         } else if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
             self.probe(id, now);
