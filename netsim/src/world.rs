@@ -231,7 +231,7 @@ impl World {
             mtu: meshd::config::DEFAULT_MTU,
             boots: 0,
             relaying: meshd::config::Relaying::default(),
-        hardware_aes: true,
+            hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
         };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use meshd::wire::DropReason;
 use netsim::station::Conversation;
-use netsim::{Conditions, HostId, NatKind, SegmentId, Seed, World};
+use netsim::{Conditions, HostId, NatKind, Seed, SegmentId, World};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -99,11 +99,7 @@ fn when_the_middle_dies_a_second_on_its_two_lans_takes_over_within_five_seconds(
         }
         world.run_for(5 * SECOND);
         let conversation = world.conversation(ping).clone();
-        assert!(
-            conversation.longest_silence <= 5 * SECOND,
-            "seed {seed}: {conversation:?}; drops: {}",
-            world.drops()
-        );
+        assert!(conversation.longest_silence <= 5 * SECOND, "seed {seed}: {conversation:?}; drops: {}", world.drops());
     }
 }
 

@@ -27,6 +27,8 @@ pub struct PathAgent {
     candidates: Vec<Candidate>,
     primary: Option<SocketAddr>,
     round: Option<Round>,
+    /// The one before: its answers may still be on their way, and count.
+    earlier: Option<Round>,
     /// From where the peer spoke last that was not the primary.
     heard: Option<SocketAddr>,
 }
@@ -144,11 +146,12 @@ impl PathAgent {
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
-        self.round = None;
+        (self.round, self.earlier) = (None, None);
     }
 
     /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
     pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
+        self.earlier = self.round;
         self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
         self.endpoints()
     }
@@ -185,9 +188,9 @@ impl PathAgent {
     /// whether the primary changed: the first to answer becomes it, and then one that is clearly better.
     pub fn on_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<(Duration, bool)> {
         let endpoint = canonical(endpoint);
-        let round = self.round.as_mut().filter(|round| round.nonce == nonce)?;
-        let rtt = now.saturating_duration_since(round.sent);
-        let first = !std::mem::replace(&mut round.decided, true);
+        let sent = self.round.iter().chain(&self.earlier).find(|round| round.nonce == nonce)?.sent;
+        let rtt = now.saturating_duration_since(sent);
+        let first = self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true));
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, Some(rtt), now);
         let score = |wanted| self.candidates.iter().find(|c| Some(c.endpoint) == wanted).map(PathScore::of);
@@ -220,7 +223,7 @@ impl PathAgent {
     /// The peer is gone: nothing is proved any more, and observed endpoints are forgotten.
     pub fn reset(&mut self) {
         self.primary = None;
-        self.round = None;
+        (self.round, self.earlier) = (None, None);
         self.candidates.retain_mut(|candidate| !candidate.origins.remove(Origin::Observed));
         for candidate in &mut self.candidates {
             candidate.opened = None;

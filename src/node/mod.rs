@@ -17,9 +17,9 @@
 //! | `operator` | what an operator asks |
 //! | `picture` | the Fib is drawn |
 
+mod carry;
 pub mod command;
 pub mod event;
-mod carry;
 mod frames;
 mod handshakes;
 mod homes;

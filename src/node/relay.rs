@@ -307,8 +307,7 @@ impl Node {
         }
         let own = self.new_channel();
         let (out, fresh) = (Some(out), now);
-        let circuit =
-            Circuit { relay, peer, out, ours: false, retired: false, way, asked: None, unanswered: 0, fresh };
+        let circuit = Circuit { relay, peer, out, ours: false, retired: false, way, asked: None, unanswered: 0, fresh };
         self.relays.circuits.insert(own, circuit);
         self.redraw(now);
         self.peer_entry(peer)?.paths.add(endpoint(own), Origin::Relay);

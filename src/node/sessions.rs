@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use rand_core::Rng;
 
 use crate::identity::PeerId;
-use crate::session::transport::REST;
 use crate::session::Transport;
+use crate::session::transport::REST;
 use crate::switch::seal_message;
 use crate::wire::relay::channel_behind;
 use crate::wire::{DropReason, Message};
@@ -245,13 +245,14 @@ impl Node {
             return;
         }
         let primary = peer.paths.primary();
-        // Between relays, that is: who has a direct path leaves it only when it fails.
         let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
-        let between = relayed(primary) && relayed(Some(endpoint)) && peer.paths.knows(endpoint);
-        if between && peer.paths.has_moved_to(endpoint, now) {
+        let between_relays = relayed(primary) && relayed(Some(endpoint));
+        let strange = peer.paths.add(endpoint, crate::nat::Origin::Observed);
+        if between_relays && (strange || peer.paths.has_moved_to(endpoint, now)) {
             self.probe_where(id, |candidate| *candidate == endpoint || Some(*candidate) == primary, now);
-        } else if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
-            self.probe(id, now);
+        } else if strange || peer.paths.is_in_doubt(now) {
+            // A lone knock on any other door only spoils the next one together.
+            self.probe_where(id, |candidate| !between_relays || relayed(Some(*candidate)), now);
         } else if let Some(nonce) = peer.paths.join_round(endpoint)
             && let Some(transport) = peer.current.clone()
             && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)

@@ -149,14 +149,7 @@ impl Ingress {
     }
 
     /// Sends on what we relay. `None` if it is for us: then it is what it was when it was sealed, and comes from the channel.
-    fn judge_relayed(
-        &self,
-        fib: &Fib,
-        batch: &mut Batch,
-        index: usize,
-        channel: u32,
-        now: Instant,
-    ) -> Option<Verdict> {
+    fn judge_relayed(&self, fib: &Fib, batch: &mut Batch, index: usize, channel: u32, now: Instant) -> Option<Verdict> {
         match fib.channels.get(&channel) {
             Some(Channel::Own) => {
                 relay::unmark(batch.bytes_mut(index));

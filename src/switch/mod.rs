@@ -18,8 +18,8 @@ pub mod fib;
 pub mod flood;
 pub mod forwarder;
 pub mod fragment;
-mod meter;
 pub mod ingress;
+mod meter;
 mod mss;
 pub mod neighbor;
 pub mod seal;
@@ -29,8 +29,8 @@ mod testing;
 mod tests;
 
 pub use fib::{Channel, Fib, FibPeer};
-pub use meter::Meter;
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
+pub use meter::Meter;
 pub use neighbor::requested;
 pub use seal::{seal_frame, seal_message};
 
