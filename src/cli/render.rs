@@ -137,6 +137,7 @@ fn status(info: &Status) -> String {
         ("members", format!("{} known, {} connected", info.members, info.connected)),
         ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
         ("uptime", human(info.uptime)),
+        ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
 }

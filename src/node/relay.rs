@@ -223,12 +223,17 @@ impl Node {
         let goes = if better { worst.1 } else { newest };
         let Some(circuit) = self.relays.circuits.get_mut(&goes) else { return };
         circuit.retired = true;
-        let until = circuit.fresh + TRIED_FOR;
-        self.relays.refused.insert((circuit.relay, id), until);
+        let (relay, now) = (circuit.relay, circuit.fresh);
+        self.relays.refused.insert((relay, id), now + TRIED_FOR);
         if let Some(peer) = self.peers.get_mut(&id)
             && Some(endpoint(goes)) != primary
         {
             peer.paths.remove(endpoint(goes));
+        }
+        let retired = self.relays.asked_for(id).filter(|(_, circuit)| circuit.retired);
+        let retired: Vec<_> = retired.map(|(channel, circuit)| (circuit.fresh, channel)).collect();
+        if let Some((_, oldest)) = retired.iter().min().filter(|_| retired.len() > RELAYS) {
+            self.close_one(*oldest, now);
         }
     }
 
