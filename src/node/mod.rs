@@ -353,7 +353,7 @@ impl Node {
     }
 
     fn reply(&mut self, id: CommandId, reply: Reply) {
-        self.events.push_back(Event::Reply(id, reply));
+        self.events.push_back(Event::Reply(id, Box::new(reply)));
     }
 }
 

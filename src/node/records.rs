@@ -96,7 +96,7 @@ impl Node {
                 peer.told = record.sequence;
             }
         }
-        self.events.push_back(Event::Directory(dht::Command::Publish(record)));
+        self.events.push_back(Event::Directory(dht::Command::Publish(Box::new(record))));
     }
 
     /// Verifies received bytes.

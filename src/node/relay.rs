@@ -281,8 +281,8 @@ impl Node {
         if !sound || !direct || self.roster.get(&peer).is_none() || self.peer_entry(peer).is_none() {
             return self.counters.count(DropReason::UnknownChannel);
         }
-        let is_it = |circuit: &&mut Circuit| !circuit.ours && circuit.relay == relay && circuit.peer == peer;
-        let known = self.relays.circuits.iter_mut().find(|(_, c)| c.out == Some(channel) && is_it(&c));
+        let is_it = |circuit: &Circuit| !circuit.ours && circuit.relay == relay && circuit.peer == peer;
+        let known = self.relays.circuits.iter_mut().find(|(_, c)| c.out == Some(channel) && is_it(c));
         let own = match known {
             Some((own, circuit)) => {
                 (circuit.way, circuit.fresh) = (way, now);

@@ -220,7 +220,7 @@ impl Lan {
             match event {
                 Event::Directory(command) => host.commands.push(command),
                 Event::Deliver(frame) => host.heard.push(frame),
-                Event::Reply(_, reply) => host.replies.push(reply),
+                Event::Reply(_, reply) => host.replies.push(*reply),
                 Event::PeerChange { change, .. } => host.changes.push(change),
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
