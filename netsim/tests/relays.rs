@@ -254,3 +254,23 @@ fn the_relay_that_is_nearest_to_both_is_found_and_kept() {
         assert!(conversation.longest_silence <= SECOND, "seed {seed}: {conversation:?}");
     }
 }
+
+#[test]
+fn lans_full_of_others_are_a_chain_too() {
+    for seed in 0..5 {
+        let (mut world, hosts, lans) = chain(48_000 + seed, 5);
+        // Six more on each LAN, who lead nowhere.
+        let crowds: Vec<_> = lans.iter().map(|lan| world.laptops(6, *lan)).collect();
+        crowds.iter().flatten().for_each(|host| world.start(*host));
+        for (from, to) in [(hosts[0], hosts[4]), (crowds[0][3], crowds[3][2])] {
+            let took = world.first_answer(from, to, FIRST_PING);
+            assert!(took.is_some(), "seed {seed}; drops: {}", world.drops());
+            assert!(way(&mut world, from, to).1 >= 3);
+        }
+        world.run_for(60 * SECOND);
+        for from in crowds.iter().flatten() {
+            let all = world.peers(*from);
+            assert!(all.iter().all(|peer| peer.path == "direct" || peer.path == "relayed"), "seed {seed}: {all:?}");
+        }
+    }
+}

@@ -267,6 +267,35 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_to_the_probes_before_the_last_still_counts_but_decides_nothing() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        let ms = Duration::from_millis;
+        agent.begin_round(7, now);
+        agent.begin_round(8, now + ms(1));
+        assert_eq!(agent.on_answer(8, endpoint(2), now + ms(31)), Some((ms(30), true)));
+        assert_eq!(agent.on_answer(7, endpoint(1), now + ms(32)), Some((ms(32), false)));
+        assert_eq!(agent.primary(), Some(endpoint(2)));
+        agent.begin_round(9, now + ms(40));
+        assert_eq!(agent.on_answer(7, endpoint(1), now + ms(50)), None);
+    }
+
+    #[test]
+    fn a_peer_that_speaks_from_elsewhere_has_moved_once_and_joins_a_round_once() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        agent.adopt(endpoint(1), now);
+        assert!(agent.has_moved_to(endpoint(2), now) && !agent.has_moved_to(endpoint(2), now));
+        agent.begin_round(7, now);
+        assert_eq!(agent.join_round(endpoint(9)), None, "it is no candidate");
+        assert_eq!((agent.join_round(endpoint(2)), agent.join_round(endpoint(1))), (Some(7), None));
+        assert!(!agent.has_moved_to(endpoint(1), now + DOUBT), "while an answer is awaited");
+        agent.on_answer(7, endpoint(2), now + DOUBT);
+        assert_eq!(agent.join_round(endpoint(1)), None);
+        assert!(agent.has_moved_to(endpoint(2), now + DOUBT));
+    }
+
+    #[test]
     fn doubt_is_resolved_at_once_and_then_not_for_ever_asked_again() {
         let (mut agent, now) = (PathAgent::default(), start());
         agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
