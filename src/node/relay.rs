@@ -52,7 +52,7 @@ const REFRESH_AFTER: Duration = Duration::from_secs(60);
 pub(super) const CHANNEL_LIFE: Duration = Duration::from_secs(300);
 
 /// Questions in a row without an answer after which a circuit is given up; the last few are seconds apart.
-const MAX_UNANSWERED: u8 = 4;
+const MAX_UNANSWERED: u8 = 6;
 
 /// Channels: those by which we reach others, and those we carry.
 #[derive(Default)]

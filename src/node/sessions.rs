@@ -31,6 +31,9 @@ const PROBE_AFTER: Duration = Duration::from_secs(1);
 /// A probe that is not answered by then is sent on every path, and relays are asked: a satellite's round trip.
 pub(super) const ANSWER_TIME: Duration = Duration::from_millis(600);
 
+/// Added to a known round trip when an answer over a relayed path is awaited: others wait for it with us.
+const JITTER: Duration = Duration::from_millis(50);
+
 /// Between two looks at a peer to whom frames go, so that silence is noticed in time.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -82,13 +85,21 @@ impl Node {
             if deaf {
                 self.seek_relays(id, now);
             }
+            if deaf && !direct {
+                self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
+            }
             // Where we speak through a relay, a lone knock on any other door only spoils the next one together.
             self.probe_where(id, |endpoint| direct || channel_behind(endpoint).is_some(), now);
         } else if deaf {
             // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
+            let rtt = peer.paths.rtt().unwrap_or(ANSWER_TIME);
             self.probe_primary(id, now);
-            self.seek_relays(id, now);
-            self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
+            // A relay is one more machine that may be gone: the others are asked meanwhile whether they still lead there.
+            let patience = if direct { ANSWER_TIME } else { (3 * rtt + JITTER).min(ANSWER_TIME) };
+            if !direct {
+                self.seek_relays(id, now);
+            }
+            self.timers.set_if_earlier(Timer::Session(id), now + patience);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
