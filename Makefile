@@ -24,7 +24,7 @@ sim: ## the virtual world: many nodes, virtual time, no privileges
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab
 
-bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle CONGESTION=cubic OUT=target/bench
+bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle,relay CONGESTION=cubic OUT=target/bench
 	scripts/bench
 
 soak: ## full load for MINUTES (10) minutes: nothing may grow, stall or get lost

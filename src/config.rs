@@ -58,6 +58,25 @@ pub struct UpConfig {
     pub runtime: PathBuf,
 }
 
+/// What a member carries for two others that cannot meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Relaying {
+    /// Whether it does at all.
+    pub serve: bool,
+    /// For all together, bits a second. Two members get half of it at most, so that they cannot take everything.
+    pub limit: u64,
+}
+
+impl Default for Relaying {
+    fn default() -> Self {
+        Self { serve: true, limit: u64::from(DEFAULT_RELAY_LIMIT) * 1_000_000 }
+    }
+}
+
+/// What a member carries for others unless told otherwise, Mbit/s: a fifth of a core of a small machine, more than most lines
+/// to a home have, and enough for the chains of LANs where somebody copies a file. Two get 200 of it.
+pub const DEFAULT_RELAY_LIMIT: u32 = 400;
+
 /// What a node is told when it starts.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
@@ -75,6 +94,8 @@ pub struct NodeConfig {
     pub mtu: usize,
     /// How often this key has started before: the high part of our sequence numbers, kept on disk.
     pub boots: u32,
+    /// What we carry for others.
+    pub relaying: Relaying,
     /// Whether this machine has AES in hardware.
     pub hardware_aes: bool,
     /// Members to try first, from the invite.

@@ -493,6 +493,7 @@ impl Mesh {
             ipv4: Ipv4Claim { address: (self.prefix().address().to_bits() + 256 + u32::from(n)).into(), fixed: false },
             ipv6: ula_address(&self.network, &mac),
             endpoints: Vec::new(),
+            homes: Vec::new(),
             sequence,
             expires: now + 3600,
         };
@@ -514,7 +515,7 @@ impl Mesh {
         let link = Link { commands, state: Arc::default() };
         let reader = home.spawn(read_events(events, Arc::clone(&link.state)));
         let body = home.spawn(directory.run());
-        for command in [Command::Listening(listening.clone()), Command::Publish(record.clone())] {
+        for command in [Command::Listening(listening.clone()), Command::Publish(Box::new(record.clone()))] {
             link.commands.try_send(command).expect("there is room for two");
         }
         Node { peer: record.peer(), mac: record.mac, record, at: listening[0], link, tasks: [reader, body] }
@@ -598,7 +599,7 @@ impl Node {
     }
 
     async fn publish(&self, record: Verified<Record>) {
-        self.send(Command::Publish(record)).await;
+        self.send(Command::Publish(Box::new(record))).await;
     }
 
     async fn dial(&self, other: &Self) {

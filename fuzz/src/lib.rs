@@ -67,6 +67,7 @@ pub fn record(n: u8) -> Verified<Record> {
         ipv4: Ipv4Claim { address: [10, 77, 0, n].into(), fixed: false },
         ipv6: ula_address(&network(), &mac),
         endpoints: vec!["192.0.2.2:4747".parse().expect("an endpoint"), "[fe80::1]:4747".parse().expect("an endpoint")],
+        homes: vec![key(3).peer_id()],
         sequence: 1,
         expires: NOW + RECORD_LIFETIME,
     };

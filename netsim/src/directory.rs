@@ -174,7 +174,7 @@ impl Model {
         match command {
             Command::Publish(record) => {
                 let sequence = record.sequence;
-                member.own = Some(Arc::new(record));
+                member.own = Some(Arc::new(*record));
                 member.gossiped = false;
                 agenda.steps.push((Duration::ZERO, Step::Put(host, life)));
                 let (low, high) = REPUBLISH_EVERY;

@@ -248,7 +248,7 @@ impl Process {
             match event {
                 Event::Directory(command) => output.commands.push(command),
                 Event::Deliver(frame) => output.frames.push(frame),
-                Event::Reply(id, reply) => output.replies.push((id, reply)),
+                Event::Reply(id, reply) => output.replies.push((id, *reply)),
                 Event::Addresses { mac, ipv4, ipv6, notice } => {
                     output.addresses.push((mac, ipv4.into(), ipv6.into(), notice));
                 }

@@ -17,7 +17,7 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim attack garbage TARGET COUNT RATE
        netsim attack spoofed TARGET COUNT RATE FILE
                                  inside the lab only: COUNT datagrams at RATE a second
-       netsim bench [--rounds N] [--peers] [--quick] [--only tcp,udp,ping,loss,rate,idle] [--congestion NAME] [--out DIR]
+       netsim bench [--rounds N] [--peers] [--quick] [--only tcp,udp,ping,loss,rate,idle,relay] [--congestion NAME] [--out DIR]
                                  what the tunnel costs, beside the bare path and others
        netsim load receive ADDRESS
        netsim load search TARGET BYTES MILLISECONDS

@@ -15,6 +15,7 @@
 pub mod attack;
 pub mod bench;
 pub mod bridged;
+pub mod chain;
 pub mod checked;
 pub mod demo;
 pub mod frames;
@@ -42,6 +43,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 
 pub use bridged::Bridged;
+pub use chain::Chain;
 pub use homes::Homes;
 pub use measure::{Capture, Pings};
 pub use routed::Routed;

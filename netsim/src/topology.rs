@@ -243,6 +243,15 @@ impl Topology {
         }
     }
 
+    /// Changes what the cable of `host` into `segment` is like, in what it sends.
+    pub fn set_cable(&mut self, host: HostId, segment: SegmentId, conditions: Conditions) {
+        for port in self.of_host.get(&host).cloned().unwrap_or_default() {
+            if self.ports[port.0].segment == segment {
+                self.ports[port.0].link.conditions = conditions;
+            }
+        }
+    }
+
     /// The way from `host` to an address of a host on one of its segments: the ports it leaves and enters by.
     pub fn route(&self, host: HostId, to: IpAddr) -> Option<(PortId, PortId)> {
         self.ports_of(host).iter().find_map(|out| {

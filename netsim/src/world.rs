@@ -240,6 +240,7 @@ impl World {
             ipv4: None,
             mtu: meshd::config::DEFAULT_MTU,
             boots: 0,
+            relaying: meshd::config::Relaying::default(),
             hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),

@@ -9,11 +9,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use netsim::netns::homes::{Home, Homes, Router};
 use netsim::netns::trial::{MEET, figure, in_lab};
-use netsim::netns::{Background, Lab, Node, Pings, wait_for};
+use netsim::netns::{Background, Chain, Lab, Node, Pings, wait_for};
 
 /// From the start of the second of two laptops behind routers to their session: they meet over the public member's control
 /// network, and both must open their routers first.
 const DIRECT: Duration = Duration::from_secs(5);
+
+/// From the start of the first machine of a chain of five to the first answer of the last: the founders' goal.
+const FAR: Duration = Duration::from_secs(10);
 
 /// Founded by the public laptop; both homes have joined by its invite and started.
 fn two_homes(lab: &mut Lab, routers: [Router; 2]) -> Result<(Homes, Node, [Node; 2])> {
@@ -170,4 +173,46 @@ fn two_homes_behind_careless_routers_meet_directly() {
 #[test]
 fn a_careless_router_and_a_careful_one_meet_directly() {
     in_lab(|lab| meet(lab, [Router::Careless, Router::Careful]));
+}
+
+#[test]
+fn the_ends_of_a_chain_of_four_lans_speak_within_ten_seconds_and_a_second_middle_takes_over() {
+    in_lab(|lab| {
+        let chain = Chain::new(lab, 5)?;
+        let second = chain.beside(lab, 2, "second")?;
+        let [first, others @ ..] = &chain.machines[..] else { unreachable!("five") };
+        first.found("party")?;
+        for other in others {
+            other.join(&first.invite(&[])?)?;
+        }
+        second.join(&first.invite(&[])?)?;
+        let begin = Instant::now();
+        let mut nodes = chain.machines.iter().map(netsim::netns::Laptop::up).collect::<Result<Vec<_>>>()?;
+        let target = nodes[4].ipv4();
+        let far = begin + FAR;
+        first.run(&format!("ping -n -q -c 1 -W 1 {target}")).or_else(|_| {
+            wait_for("the far end answers", far.saturating_duration_since(Instant::now()), || {
+                Ok(first.run(&format!("ping -n -q -c 1 -W 0.2 {target}")).is_ok())
+            })
+            .map(|()| String::new())
+        })?;
+        figure(&format!("the far end answers {} ms after the start of the first", begin.elapsed().as_millis()));
+        ensure!(begin.elapsed() <= FAR, "{:?}", begin.elapsed());
+        let peers = first.ask(&["peers"])?;
+        let peer = peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "host-5"));
+        let peer = peer.context("host-5")?;
+        ensure!(peer["via"] == "host-2" && peer["relays"] == 3, "{peer}");
+        let second = second.up()?;
+        second.wait_connected(5, MEET)?;
+        thread::sleep(Duration::from_secs(10));
+        let pings = Pings::start(first, target, 20)?;
+        thread::sleep(Duration::from_secs(3));
+        nodes[2].kill9()?;
+        thread::sleep(Duration::from_secs(10));
+        let loss = pings.stop()?;
+        figure(&format!("the middle was killed: {} ms without an answer", loss.longest * 50));
+        ensure!(loss.longest <= 5 * 20, "{loss:?}");
+        ensure!(first.run(&format!("ping -n -q -c 5 -i 0.1 -W 2 {target}")).is_ok(), "not by the second");
+        Ok(())
+    });
 }

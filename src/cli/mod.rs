@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::UpConfig;
+use crate::config::{NodeConfig, Relaying, UpConfig};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
 use crate::daemon::{self, api, telemetry};
@@ -173,6 +173,13 @@ struct Settings {
     /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
     #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
     no_port_mapping: bool,
+    /// Carry nothing for other members that cannot meet each other
+    #[arg(long, env = "MESHD_NO_RELAY")]
+    no_relay: bool,
+    /// What is carried for others at most, Mbit/s; two of them get half of it
+    #[arg(long, env = "MESHD_RELAY_LIMIT", value_name = "MBITS", default_value_t = crate::config::DEFAULT_RELAY_LIMIT,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    relay_limit: u32,
 }
 
 /// Reads the command line and does what it says.
@@ -240,6 +247,9 @@ fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
     let runtime = store::runtime_dir(global.runtime_dir.as_deref(), &name)?;
     let boots = home.next_boot()?;
     let device = settings.device.unwrap_or_else(|| device_name(&name));
+    let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
+    let dir = home.dir.clone();
+    let node = home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu));
     let config = UpConfig {
         name: membership.name().clone(),
         device,
@@ -247,9 +257,9 @@ fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
         port_mapping: !settings.no_port_mapping,
-        state: home.dir.clone(),
+        state: dir,
         runtime,
-        node: home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu)),
+        node: NodeConfig { relaying, ..node },
     };
     daemon::run(config)
 }

@@ -138,6 +138,7 @@ fn status(info: &Status) -> String {
         ("members", format!("{} known, {} connected", info.members, info.connected)),
         ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
         ("uptime", human(info.uptime)),
+        ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
 }
@@ -179,13 +180,21 @@ fn peers(list: &[PeerInfo]) -> String {
         [
             peer.name.clone(),
             peer.ipv4.to_string(),
-            peer.via.as_ref().map_or_else(|| peer.path.clone(), |relay| format!("{} by {relay}", peer.path)),
+            path(peer),
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
         ]
     });
     table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
+}
+
+fn path(peer: &PeerInfo) -> String {
+    match &peer.via {
+        None => peer.path.clone(),
+        Some(relay) if peer.relays > 1 => format!("{} by {relay} ({} relays)", peer.path, peer.relays),
+        Some(relay) => format!("{} by {relay}", peer.path),
+    }
 }
 
 fn stations(list: &[StationInfo]) -> String {
@@ -295,6 +304,7 @@ mod tests {
             ipv6: "fd00::1".parse().expect("an address"),
             path: "none".to_owned(),
             via: None,
+            relays: 0,
             endpoint: None,
             rtt_ms: None,
             cipher: None,

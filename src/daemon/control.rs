@@ -373,7 +373,7 @@ impl Control {
             Event::Reply(id, reply) => {
                 if let Some(waiting) = self.waiting.remove(&id) {
                     // Who asked may have gone meanwhile.
-                    let _ = waiting.send(self.complete(reply));
+                    let _ = waiting.send(self.complete(*reply));
                 }
             }
             Event::Addresses { ipv4, ipv6, notice, .. } => {

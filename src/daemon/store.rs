@@ -15,7 +15,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::{NetworkConfig, NodeConfig};
+use crate::config::{NetworkConfig, NodeConfig, Relaying};
 use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
 };
@@ -300,6 +300,7 @@ impl Home {
             ipv4,
             mtu,
             boots,
+            relaying: Relaying::default(),
             hardware_aes: has_hardware_aes(),
             contacts: self.contacts,
         }

@@ -465,6 +465,7 @@ mod tests {
             ipv4: Ipv4Claim { address: Ipv4Addr::new(10, 64, a, b), fixed: false },
             ipv6: ula_address(&network(), &mac),
             endpoints: vec![],
+            homes: vec![],
             sequence,
             expires: NOW + 7200,
         }

@@ -226,6 +226,7 @@ pub(crate) mod tests {
             },
             ipv6: ula_address(&network, &mac),
             endpoints: vec![],
+            homes: vec![],
             sequence,
             expires: NOW + RECORD_LIFETIME,
         };

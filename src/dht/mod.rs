@@ -82,7 +82,7 @@ impl fmt::Display for LookupKey {
 #[derive(Debug, Clone)]
 pub enum Command {
     /// Store our own record under its keys, keep it stored (republish), and gossip it.
-    Publish(Verified<Record>),
+    Publish(Box<Verified<Record>>),
     /// Find the record of `key`; answered by one [`Event::Found`] or [`Event::NotFound`].
     Lookup {
         /// Comes back with the answer.

@@ -15,12 +15,15 @@ use crate::identity::{
 
 use super::LookupKey;
 
-/// Largest encoded record, bytes: a chain of three (about 550), addresses and 8 endpoints (about 200), with a margin.
+/// Largest encoded record, bytes: a chain of three (about 550), addresses, 8 endpoints and 2 home relays (about 270), with a margin.
 /// A handshake carries one in a single datagram of 1280 bytes, so there is no room for twice as much.
 pub const MAX_RECORD: usize = 1024;
 
 /// Endpoints in a record: enough for a laptop with three interfaces and both families.
 pub const MAX_ENDPOINTS: usize = 8;
+
+/// Home relays in a record: when one dies, the other can still be asked.
+pub const MAX_HOMES: usize = 2;
 
 /// How long a record lives, seconds. Two hours outlast a train ride; the dead are forgotten the same day.
 pub const RECORD_LIFETIME: UnixSeconds = 2 * 3600;
@@ -52,6 +55,8 @@ pub struct Record {
     pub ipv6: Ipv6Addr,
     /// Where it listens in the underlay: UDP, and TCP with the same port. At most [`MAX_ENDPOINTS`].
     pub endpoints: Vec<SocketAddr>,
+    /// Members that can be asked for it if it cannot be met: its home relays. At most [`MAX_HOMES`].
+    pub homes: Vec<PeerId>,
     /// Grows with every record of this member, across restarts too.
     pub sequence: u64,
     /// Unix seconds.
@@ -85,7 +90,7 @@ pub enum RecordError {
     /// Its expiry is further ahead than any record's may be.
     #[error("the record claims to live until {0}")]
     TooLong(UnixSeconds),
-    /// A group MAC, an unspecified address, too many endpoints.
+    /// A group MAC, an unspecified address, too many endpoints or home relays.
     #[error("the record has an address nobody can have")]
     Address,
 }
@@ -155,6 +160,7 @@ impl Verified<Record> {
             || record.ipv6.is_unspecified()
             || record.ipv6.is_multicast()
             || record.endpoints.len() > MAX_ENDPOINTS
+            || record.homes.len() > MAX_HOMES
         {
             return Err(RecordError::Address);
         }

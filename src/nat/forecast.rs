@@ -18,17 +18,21 @@ pub const FORESEEN: i32 = 40;
 /// The lowest port that NATs hand out to clients.
 const FIRST_PORT: i32 = 1024;
 
-/// The forecast of a NAT that showed a fresh socket at `seen`, in this order; `at` is where the first socket is seen. `None` for
-/// fewer than two, or another address among them: nothing can be said.
-pub fn forecast(seen: &[SocketAddr], at: Option<SocketAddr>) -> Option<Forecast> {
-    let (first, last) = (seen.first()?, seen.last()?);
-    if seen.len() < 2 || seen.iter().any(|other| other.ip() != first.ip()) {
+/// The forecast of a NAT that showed a fresh socket at `seen`, in this order, with what was lost in between; `at` is where the
+/// first socket is seen. `None` for fewer than two, or another address among them: nothing can be said.
+pub fn forecast(seen: &[Option<SocketAddr>], at: Option<SocketAddr>) -> Option<Forecast> {
+    let seen: Vec<_> = (0..).zip(seen).filter_map(|(nth, seen)| Some((nth, (*seen)?))).collect();
+    let ((_, first), (_, last)) = (seen.first()?, seen.last()?);
+    if seen.len() < 2 || seen.iter().any(|(_, other)| other.ip() != first.ip()) {
         return None;
     }
-    if seen.iter().all(|other| other == first) {
+    if seen.iter().all(|(_, other)| other == first) {
         return at.map(|at| Forecast::Independent { at });
     }
-    let steps: Vec<_> = seen.windows(2).map(|two| i32::from(two[1].port()) - i32::from(two[0].port())).collect();
+    // Of a mapping that nobody told us of, half the way to the next.
+    let step =
+        |two: &[(i32, SocketAddr)]| (i32::from(two[1].1.port()) - i32::from(two[0].1.port())) / (two[1].0 - two[0].0);
+    let steps: Vec<_> = seen.windows(2).map(step).collect();
     let upwards = steps.iter().all(|step| STEPS.contains(step));
     let downwards = steps.iter().all(|step| STEPS.contains(&-step));
     // Two are chance once in four thousand; what is wrong then costs forty datagrams.
@@ -61,24 +65,30 @@ mod tests {
         ports.iter().map(|port| ([203, 0, 113, 1], *port).into()).collect()
     }
 
+    /// Port 0 was lost.
     fn told(ports: &[u16]) -> Option<Forecast> {
-        forecast(&seen(ports), Some(([203, 0, 113, 1], 4747).into()))
+        let seen: Vec<_> = seen(ports).into_iter().map(|at| (at.port() != 0).then_some(at)).collect();
+        forecast(&seen, Some(([203, 0, 113, 1], 4747).into()))
     }
 
     #[test]
     fn a_nat_is_known_by_its_last_mappings() {
         let at = seen(&[4747])[0];
         assert_eq!(told(&[5000; 3]), Some(Forecast::Independent { at }));
-        for (ports, last, step) in
-            [([5000, 5001, 5002], 5002, 1), ([5000, 5003, 5004], 5004, 1), ([5000, 4996, 4992], 4992, -4)]
-        {
+        for (ports, last, step) in [
+            ([5000, 5001, 5002], 5002, 1),
+            ([5000, 5003, 5004], 5004, 1),
+            ([5000, 4996, 4992], 4992, -4),
+            ([5000, 0, 5002], 5002, 1),
+            ([5000, 5002, 0], 5002, 2),
+        ] {
             assert_eq!(told(&ports), Some(Forecast::Sequential { last: seen(&[last])[0], step }), "{ports:?}");
         }
         for ports in [[5000, 9000, 5001], [5000, 5001, 5000], [5000, 5009, 5018], [1024, 65535, 1024]] {
             assert_eq!(told(&ports), Some(Forecast::Random { near: seen(&ports)[2] }), "{ports:?}");
         }
-        assert_eq!((told(&[]), told(&[5000])), (None, None));
-        let two_addresses = [seen(&[5000])[0], ([203, 0, 113, 2], 5000).into()];
+        assert_eq!((told(&[]), told(&[5000]), told(&[0, 5000, 0])), (None, None, None));
+        let two_addresses = [Some(seen(&[5000])[0]), Some(([203, 0, 113, 2], 5000).into())];
         assert_eq!(forecast(&two_addresses, None), None);
     }
 

@@ -36,6 +36,10 @@ pub struct PathAgent {
     candidates: Vec<Candidate>,
     primary: Option<SocketAddr>,
     round: Option<Round>,
+    /// The one before: its answers may still be on their way, and count.
+    earlier: Option<Round>,
+    /// From where the peer spoke last that was not the primary.
+    heard: Option<SocketAddr>,
 }
 
 /// Probes under way: one nonce, sent to several candidates.
@@ -44,6 +48,8 @@ struct Round {
     nonce: u64,
     sent: Instant,
     decided: bool,
+    /// Whether one more has been asked since. Not more: its answer may look like a move in turn.
+    joined: bool,
 }
 
 impl PathAgent {
@@ -166,13 +172,28 @@ impl PathAgent {
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
-        self.round = None;
+        (self.round, self.earlier) = (None, None);
     }
 
     /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
     pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
-        self.round = Some(Round { nonce, sent: now, decided: false });
+        self.earlier = self.round;
+        self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
         self.endpoints()
+    }
+
+    /// The peer speaks from `endpoint` now and did not before: it has a reason, and what we use may be dead. Not soon after
+    /// probes, which come from everywhere.
+    pub fn has_moved_to(&mut self, endpoint: SocketAddr, now: Instant) -> bool {
+        let moved = self.heard.replace(canonical(endpoint)) != Some(canonical(endpoint));
+        moved && self.round.is_none_or(|round| round.decided && now >= round.sent + DOUBT / 4)
+    }
+
+    /// The peer speaks from `endpoint`, and nobody has answered the last probes: their nonce, to be sent there too, once.
+    pub fn join_round(&mut self, endpoint: SocketAddr) -> Option<u64> {
+        let round = self.round.as_mut().filter(|round| !round.decided && !round.joined)?;
+        round.joined = self.candidates.iter().any(|candidate| candidate.endpoint == canonical(endpoint));
+        round.joined.then_some(round.nonce)
     }
 
     /// Whether nobody has answered the last probes yet.
@@ -195,9 +216,9 @@ impl PathAgent {
     /// whether the primary changed: the first to answer becomes it, and then one that is clearly better.
     pub fn on_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<(Duration, bool)> {
         let endpoint = canonical(endpoint);
-        let round = self.round.as_mut().filter(|round| round.nonce == nonce)?;
-        let rtt = now.saturating_duration_since(round.sent);
-        let first = !std::mem::replace(&mut round.decided, true);
+        let sent = self.round.iter().chain(&self.earlier).find(|round| round.nonce == nonce)?.sent;
+        let rtt = now.saturating_duration_since(sent);
+        let first = self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true));
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, Some(rtt), now);
         let score = |wanted| self.candidates.iter().find(|c| Some(c.endpoint) == wanted).map(PathScore::of);
@@ -230,7 +251,7 @@ impl PathAgent {
     /// The peer is gone: nothing is proved any more, and observed endpoints are forgotten.
     pub fn reset(&mut self) {
         self.primary = None;
-        self.round = None;
+        (self.round, self.earlier) = (None, None);
         self.candidates.retain_mut(|candidate| !candidate.origins.remove(Origin::Observed));
         for candidate in &mut self.candidates {
             candidate.opened = None;
@@ -271,6 +292,35 @@ mod tests {
         assert_eq!(agent.on_answer(7, endpoint(1), later), Some((Duration::from_millis(3), false)));
         assert_eq!(agent.primary(), Some(endpoint(2)));
         assert_eq!(agent.rtt(), Some(Duration::from_millis(3)));
+    }
+
+    #[test]
+    fn an_answer_to_the_probes_before_the_last_still_counts_but_decides_nothing() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        let ms = Duration::from_millis;
+        agent.begin_round(7, now);
+        agent.begin_round(8, now + ms(1));
+        assert_eq!(agent.on_answer(8, endpoint(2), now + ms(31)), Some((ms(30), true)));
+        assert_eq!(agent.on_answer(7, endpoint(1), now + ms(32)), Some((ms(32), false)));
+        assert_eq!(agent.primary(), Some(endpoint(2)));
+        agent.begin_round(9, now + ms(40));
+        assert_eq!(agent.on_answer(7, endpoint(1), now + ms(50)), None);
+    }
+
+    #[test]
+    fn a_peer_that_speaks_from_elsewhere_has_moved_once_and_joins_a_round_once() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        agent.adopt(endpoint(1), now);
+        assert!(agent.has_moved_to(endpoint(2), now) && !agent.has_moved_to(endpoint(2), now));
+        agent.begin_round(7, now);
+        assert_eq!(agent.join_round(endpoint(9)), None, "it is no candidate");
+        assert_eq!((agent.join_round(endpoint(2)), agent.join_round(endpoint(1))), (Some(7), None));
+        assert!(!agent.has_moved_to(endpoint(1), now + DOUBT), "while an answer is awaited");
+        agent.on_answer(7, endpoint(2), now + DOUBT);
+        assert_eq!(agent.join_round(endpoint(1)), None);
+        assert!(agent.has_moved_to(endpoint(2), now + DOUBT));
     }
 
     #[test]

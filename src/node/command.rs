@@ -94,6 +94,8 @@ pub struct Status {
     pub connected: usize,
     /// Seconds since the start.
     pub uptime: u64,
+    /// Ways of others that lead through us.
+    pub carries: usize,
     /// Open control connections (libp2p).
     pub directory_connections: usize,
     /// Records in our shard of the directory.
@@ -151,8 +153,10 @@ pub struct PeerInfo {
     pub ipv6: Ipv6Addr,
     /// `direct`, `relayed`, `idle` or `none`.
     pub path: String,
-    /// The relay's name, if it is relayed.
+    /// The first relay's name, if it is relayed.
     pub via: Option<String>,
+    /// How many relays there are on the path.
+    pub relays: u8,
     /// Where datagrams to it go, if there is a session: to the relay, if it is relayed.
     pub endpoint: Option<SocketAddr>,
     /// The last measured round trip, milliseconds.

@@ -50,7 +50,7 @@ pub enum Event {
     /// Write this frame to the TAP.
     Deliver(Vec<u8>),
     /// The answer to a command.
-    Reply(CommandId, Reply),
+    Reply(CommandId, Box<Reply>),
     /// The overlay addresses to set on the TAP; the first time at the start, again after a lost conflict.
     Addresses {
         /// Ours.

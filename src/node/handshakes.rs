@@ -229,6 +229,10 @@ impl Node {
             && our_initiation_wins(&self.own.peer, &id)
             && self.peers.get(&id).is_some_and(|peer| peer.paths.knows(source))
         {
+            // A relayed way opens at our end first, so what we sent by it may not have arrived.
+            if channel_behind(&source).is_some() {
+                self.outbox.push_back(Transmit::to(source, outstanding.datagram.clone()));
+            }
             return Ok(());
         }
         if self.peers.get(&id).is_some_and(|peer| stamp <= peer.stamp) {
@@ -331,6 +335,7 @@ impl Node {
         self.flush_waiting(id, now);
         self.send_pings(id, now);
         if first {
+            self.tell_askers(id, now);
             match channel_behind(&endpoint) {
                 Some(_) => self.announce(id, PeerChange::Relayed),
                 None => {

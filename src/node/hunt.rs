@@ -30,7 +30,7 @@ use crate::wire::{DropReason, Message};
 use super::Node;
 use super::event::{Event, Transmit};
 use super::punch::OPENING_HOPS;
-use super::survey::{Exchange, Learnt, is_chance};
+use super::survey::{Exchange, Learnt, SPACING, is_chance};
 use super::timers::Timer;
 
 /// Sockets of a birthday: with as many, 336 guesses are enough on average, and 1310 in 98 of 100 cases. Twice as many would halve that,
@@ -51,6 +51,9 @@ const HANDFUL_OF_SOCKETS: usize = 32;
 /// How often the ports that come next are tried: the peer's fresh mapping is there a relay's delay later, and datagrams get lost.
 const SWEEPS: u32 = 3;
 const SWEEP_EVERY: Duration = Duration::from_millis(150);
+
+/// Datagrams that both send to each other's next ports in step: the first may find that somebody else took a port.
+const IN_STEP: u32 = 20;
 
 /// After the last datagram: the time of an answer.
 const AFTERMATH: Duration = Duration::from_secs(1);
@@ -179,8 +182,11 @@ impl Node {
                 Some((plan, BTreeSet::from([ours.socket])))
             }
             (Sequential { .. }, Sequential { last, step }) => {
-                let next: Vec<_> = (1..=FORESEEN).filter_map(|nth| foreseen(last, step, nth)).collect();
-                plan.extend(next.iter().map(|to| (now, through(ours.socket, *to), true)));
+                // The order counts, and a LAN has its jitter.
+                let next: Vec<_> = (1..=IN_STEP).filter_map(|nth| foreseen(last, step, nth as i32)).collect();
+                let opening = (0..).zip(&next).map(|(nth, to)| (now + SPACING * nth, through(ours.socket, *to), true));
+                plan.extend(opening);
+                let knock = knock + SPACING * IN_STEP;
                 plan.extend(next.iter().map(|to| (knock, through(ours.socket, *to), false)));
                 Some((plan, BTreeSet::from([ours.socket])))
             }

@@ -12,15 +12,19 @@
 //! | `punch` | two behind NATs knock at the same time |
 //! | `survey` | what our NAT does next is asked of others |
 //! | `hunt` | two hard NATs are passed by guessing ports |
-//! | `relay` | two that cannot meet speak through a third |
+//! | `relay` | two that cannot meet speak through others: our own ways |
+//! | `carry` | the same: what we carry for others |
+//! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
 //! | `picture` | the Fib is drawn |
 
+mod carry;
 pub mod command;
 pub mod event;
 mod frames;
 mod handshakes;
+mod homes;
 mod hunt;
 mod operator;
 mod own;
@@ -275,6 +279,7 @@ impl Node {
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Renew => self.renew_record(now),
+                Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),
                 Timer::Fib => (),
@@ -370,7 +375,7 @@ impl Node {
     }
 
     fn reply(&mut self, id: CommandId, reply: Reply) {
-        self.events.push_back(Event::Reply(id, reply));
+        self.events.push_back(Event::Reply(id, Box::new(reply)));
     }
 }
 

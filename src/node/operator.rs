@@ -61,6 +61,7 @@ impl Node {
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),
+            carries: self.carried_pairs(),
             directory_connections: self.standing.connections,
             shard_records: self.standing.shard_records,
             drops: self
@@ -96,7 +97,8 @@ impl Node {
             ipv6: record.ipv6,
             path: path.to_owned(),
             endpoint: session.and(peer).and_then(|peer| peer.paths.primary()).map(|primary| self.underlay(primary)),
-            via: self.relay_of(record.peer()).map(|relay| self.name_of(relay)),
+            via: self.relay_of(record.peer()).map(|(relay, _)| self.name_of(relay)),
+            relays: self.relay_of(record.peer()).map_or(0, |(_, relays)| relays),
             rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
             cipher: session.map(|session| session.cipher().name().to_owned()),
             last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),

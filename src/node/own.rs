@@ -1,6 +1,7 @@
 //! What we say about ourselves: our record, its sequence, our addresses.
 
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use crate::config::NodeConfig;
 use crate::dht::record::{Ipv4Claim, MAX_ENDPOINTS, RECORD_LIFETIME, RecordError};
@@ -19,6 +20,9 @@ pub(super) struct Own {
     pub(super) reflexive: Vec<SocketAddr>,
     /// Where our gateway says that it lets others in.
     pub(super) mapped: Claims,
+    /// Our home relays, and when they became others last.
+    pub(super) homes: Vec<PeerId>,
+    pub(super) homes_at: Option<Instant>,
     /// Which automatic IPv4 address is tried.
     attempt: u32,
     sequence: u64,
@@ -36,6 +40,8 @@ impl Own {
             endpoints: Vec::new(),
             reflexive: Vec::new(),
             mapped: Claims::default(),
+            homes: Vec::new(),
+            homes_at: None,
             attempt: 0,
             sequence: sequence_base(config.boots),
             record: None,
@@ -62,6 +68,7 @@ impl Own {
             ipv4: self.ipv4,
             ipv6: self.ipv6,
             endpoints: self.candidates(),
+            homes: self.homes.clone(),
             sequence: self.sequence,
             expires: now + RECORD_LIFETIME,
         };

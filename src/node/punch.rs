@@ -66,7 +66,7 @@ impl Node {
             peer.exchange = None;
             return;
         }
-        self.seek_more_relays(id, now);
+        self.keep_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let wait = AGAIN[peer.punches.saturating_sub(1).min(AGAIN.len() - 1)];
         if peer.punched.is_some_and(|last| now < last + wait) {

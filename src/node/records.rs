@@ -96,7 +96,7 @@ impl Node {
                 peer.told = record.sequence;
             }
         }
-        self.events.push_back(Event::Directory(dht::Command::Publish(record)));
+        self.events.push_back(Event::Directory(dht::Command::Publish(Box::new(record))));
     }
 
     /// Verifies received bytes.
@@ -238,6 +238,7 @@ impl Node {
                 self.schedule_reconnect(id, now);
             }
         }
+        self.expire_channels(now);
         let next = self.roster.iter().map(Verified::ends).min().map_or(EXPIRE_INTERVAL, |ends| until_over(ends, unix));
         self.timers.set(Timer::Expire, now + next.min(EXPIRE_INTERVAL));
     }

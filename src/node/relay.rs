@@ -1,9 +1,10 @@
-//! Two members that cannot meet speak through a third: we ask relays, and are one.
+//! Two members that cannot meet speak through others: our own ways through relays. What we carry is in [`super::carry`].
 //!
-//! Whoever wants a peer sends [`Message::Open`] to a member with whom it has a direct session; that one, if it has a direct
-//! session with the peer too, tells both by [`Message::Opened`] how to mark what is for the other. Both then have one more
-//! candidate, a channel's endpoint ([`crate::wire::relay`]), over which they shake hands as over any other. Every message may be
-//! sent again: it only says the same once more. A relay knows who speaks with whom, and how much; it opens nothing.
+//! Whoever wants a peer sends [`Message::Open`] to a member with whom it has a direct session. That one asks on until a relay
+//! has a direct session with the peer, offers it the way, and the answers come back by the same relays; each has told its
+//! neighbours how to mark datagrams. So both ends have one more candidate, a channel's endpoint ([`crate::wire::relay`]), over
+//! which they shake hands as over any other. The same question asked again proves the way from end to end, or finds another.
+//! A relay knows who speaks with whom, and how much; it opens nothing.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -15,38 +16,54 @@ use crate::identity::PeerId;
 use crate::nat::Origin;
 use crate::switch::{Channel, seal_message};
 use crate::wire::relay::{CHANNELS, channel_behind, endpoint, mark};
-use crate::wire::{DropReason, Message};
+use crate::wire::{DropReason, Message, Open, Way};
 
 use super::Node;
+use super::carry::Carried;
 use super::event::Transmit;
+use super::sessions::ANSWER_TIME;
 
-/// Relays asked for one peer: when one dies, the other is there. A third would only cost it.
+/// Relays between two members at most: a chain of six machines. Each costs a line and a round trip; who needs a fifth should
+/// be told where to plug in.
+pub(super) const MAX_RELAYS: usize = 4;
+
+/// Relays kept for one peer: when one dies, the other is there. A third would only cost it.
 const RELAYS: usize = 2;
 
-/// Circuits of one peer, those included that it has asked for itself by other relays.
+/// Ways to one peer that we have asked for, dead ones and those on trial included; and as many that it has asked for.
 const CIRCUITS_OF_ONE: usize = 2 * RELAYS;
 
-/// Our circuits in all: as many as sessions are kept warm with, twice over.
+/// Our circuits in all: as many as sessions are kept warm with, many times over.
 const MAX_CIRCUITS: usize = 256;
 
-/// Pairs that we relay for. Each is two entries in the picture; 1024 are a hundred members of whom twenty cannot meet anybody.
-const MAX_PAIRS: usize = 1024;
+/// A relay that has refused is not asked for the same peer for so long, unless it says that it has met it by then.
+pub(super) const REFUSED_FOR: Duration = Duration::from_secs(30);
 
-/// Pairs of one member among them: nobody takes all.
-const MAX_PAIRS_OF_ONE: usize = 128;
+/// One that was no better than those we have is not tried again for so long.
+const TRIED_FOR: Duration = Duration::from_secs(600);
 
-/// A relay that has refused is not asked for the same peer for so long: it may have met it by then.
-const REFUSED_FOR: Duration = Duration::from_secs(30);
+/// Between trials of another relay while the path is a relay's.
+const TRIAL_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A circuit is asked for again after this, so that its relays keep it.
+const REFRESH_AFTER: Duration = Duration::from_secs(60);
+
+/// One that nobody has asked for again for so long is forgotten, by its ends and by its relays: five times in vain is no loss.
+pub(super) const CHANNEL_LIFE: Duration = Duration::from_secs(300);
+
+/// Questions in a row without an answer after which a circuit is given up; the last few are seconds apart.
+const MAX_UNANSWERED: u8 = 6;
 
 /// Channels: those by which we reach others, and those we carry.
 #[derive(Default)]
 pub(super) struct Relays {
     /// By the channel at which we are addressed.
     circuits: BTreeMap<u32, Circuit>,
-    /// The smaller id first.
-    pairs: BTreeMap<(PeerId, PeerId), Pair>,
+    pub(super) carried: Carried,
     /// (relay, peer), until when.
     refused: BTreeMap<(PeerId, PeerId), Instant>,
+    /// When another relay was last tried for a peer.
+    trials: BTreeMap<PeerId, Instant>,
 }
 
 /// A way to a peer through a relay.
@@ -55,27 +72,28 @@ struct Circuit {
     peer: PeerId,
     /// What the relay wants it marked with, once it has said so.
     out: Option<u32>,
+    /// Whether we have asked for it; else the peer has.
+    ours: bool,
+    /// No longer one of those that we use; the peer may.
+    retired: bool,
+    way: Way,
+    /// Since when our question waits for an answer, and how often it was asked.
+    asked: Option<Instant>,
+    unanswered: u8,
+    /// When the relay last said that it works.
+    fresh: Instant,
 }
 
-/// Two members that speak through us, in the order of their ids.
-struct Pair {
-    ends: [End; 2],
-}
-
-/// One of them.
-struct End {
-    peer: PeerId,
-    /// What it marks datagrams with.
-    inbound: u32,
-    /// What it wants them marked with, once it has said so.
-    outbound: Option<u32>,
+impl Circuit {
+    fn is_overdue(&self, now: Instant) -> bool {
+        self.asked.is_some_and(|asked| now >= asked + ANSWER_TIME)
+    }
 }
 
 impl Relays {
     /// Whether a channel at which we are addressed has this number.
     fn has(&self, channel: u32) -> bool {
-        let ends = || self.pairs.values().flat_map(|pair| &pair.ends);
-        self.circuits.contains_key(&channel) || ends().any(|end| end.inbound == channel)
+        self.circuits.contains_key(&channel) || self.carried.has(channel)
     }
 
     fn circuits_to(&self, peer: PeerId) -> impl Iterator<Item = (u32, &Circuit)> {
@@ -84,151 +102,291 @@ impl Relays {
             .filter(move |(_, circuit)| circuit.peer == peer)
             .map(|(channel, circuit)| (*channel, circuit))
     }
+
+    fn asked_for(&self, peer: PeerId) -> impl Iterator<Item = (u32, &Circuit)> {
+        self.circuits_to(peer).filter(|(_, circuit)| circuit.ours)
+    }
 }
 
 impl Node {
-    /// Asks relays for a peer that does not answer, and those asked before once more: they may have forgotten.
+    /// Asks relays for a peer that does not answer, and those asked before once more: the way may be another now.
     pub(super) fn seek_relays(&mut self, id: PeerId, now: Instant) {
-        let asked: Vec<_> = self.relays.circuits_to(id).map(|(channel, circuit)| (circuit.relay, channel)).collect();
-        for (relay, channel) in asked {
-            self.send_message(relay, &Message::Open { peer: id, channel }, now);
-        }
+        self.ask_again(id, |_| true, now);
         self.seek_more_relays(id, now);
     }
 
-    /// Asks members for a peer until [`RELAYS`] have been asked.
+    /// While the path to a peer is a relay's: sees to it that another is ready, that they keep it, and that they are the best.
+    pub(super) fn keep_relays(&mut self, id: PeerId, now: Instant) {
+        self.ask_again(id, |circuit| circuit.asked.is_some() || now >= circuit.fresh + REFRESH_AFTER, now);
+        self.seek_more_relays(id, now);
+        self.try_another_relay(id, now);
+    }
+
+    fn ask_again(&mut self, id: PeerId, which: impl Fn(&Circuit) -> bool, now: Instant) {
+        self.close(|circuit| circuit.peer == id && circuit.unanswered >= MAX_UNANSWERED, now);
+        let again = self.relays.asked_for(id).filter(|(_, circuit)| !circuit.retired && which(circuit));
+        for channel in again.map(|(channel, _)| channel).collect::<Vec<_>>() {
+            self.ask(channel, now);
+        }
+    }
+
+    fn ask(&mut self, channel: u32, now: Instant) {
+        let Some(circuit) = self.relays.circuits.get_mut(&channel) else { return };
+        circuit.asked.get_or_insert(now);
+        circuit.unanswered = circuit.unanswered.saturating_add(1);
+        let (relay, target) = (circuit.relay, circuit.peer);
+        let open = Open { origin: self.own.peer, target, channel, passed: Vec::new(), rtt: 0 };
+        self.send_with_picture(relay, &Message::Open(open), now);
+    }
+
+    /// Asks members for a peer until [`RELAYS`] answer.
     pub(super) fn seek_more_relays(&mut self, id: PeerId, now: Instant) {
+        let mine = || self.relays.asked_for(id).filter(|(_, circuit)| !circuit.retired);
+        let live = mine().filter(|(_, circuit)| !circuit.is_overdue(now)).count();
+        let room = CIRCUITS_OF_ONE.saturating_sub(mine().count());
+        if live < RELAYS {
+            self.meet_homes_of(id, now);
+        }
+        for relay in self.strange_relays(id, now).into_iter().take(RELAYS.saturating_sub(live).min(room)) {
+            self.open_circuit(relay, id, now);
+        }
+    }
+
+    /// Direct peers that could be asked for `id` and have not been: its home relays first, then the nearest.
+    fn strange_relays(&mut self, id: PeerId, now: Instant) -> Vec<PeerId> {
         self.relays.refused.retain(|_, until| now < *until);
-        let asked: Vec<_> = self.relays.circuits_to(id).map(|(_, circuit)| circuit.relay).collect();
+        let asked: Vec<_> = self.relays.asked_for(id).map(|(_, circuit)| circuit.relay).collect();
+        let homes: Vec<_> = self.homes_of(id).collect();
         let mut relays: Vec<_> = self
             .peers
             .values()
             .filter(|relay| relay.id != id && relay.is_direct() && !asked.contains(&relay.id))
             .filter(|relay| !self.relays.refused.contains_key(&(relay.id, id)))
-            .map(|relay| (relay.paths.rtt().unwrap_or(Duration::MAX), relay.id))
+            .map(|relay| (!homes.contains(&relay.id), relay.paths.rtt().unwrap_or(Duration::MAX), relay.id))
             .collect();
         relays.sort_unstable();
-        for (_, relay) in relays.into_iter().take(RELAYS.saturating_sub(asked.len())) {
-            if self.relays.circuits.len() >= MAX_CIRCUITS {
-                return;
-            }
-            let channel = self.new_channel();
-            self.relays.circuits.insert(channel, Circuit { relay, peer: id, out: None });
-            self.redraw(now);
-            self.send_message(relay, &Message::Open { peer: id, channel }, now);
-        }
+        relays.into_iter().map(|(.., relay)| relay).collect()
     }
 
-    /// `from` wants to speak with `peer` through us.
-    pub(super) fn handle_open(&mut self, from: PeerId, peer: PeerId, channel: u32, now: Instant) {
-        let direct = |id: &PeerId| self.peers.get(id).is_some_and(super::Peer::is_direct);
-        let key = (from.min(peer), from.max(peer));
-        let of_one = || self.relays.pairs.keys().filter(|(a, b)| *a == from || *b == from).count();
-        let room =
-            self.relays.pairs.contains_key(&key) || self.relays.pairs.len() < MAX_PAIRS && of_one() < MAX_PAIRS_OF_ONE;
-        if from == peer || channel >= CHANNELS || !room || !direct(&from) || !direct(&peer) {
-            self.send_message(from, &Message::Refused { peer }, now);
+    fn open_circuit(&mut self, relay: PeerId, peer: PeerId, now: Instant) {
+        if self.relays.circuits.len() >= MAX_CIRCUITS {
             return;
         }
-        if !self.relays.pairs.contains_key(&key) {
-            let ends = [key.0, key.1].map(|peer| End { peer, inbound: self.new_channel(), outbound: None });
-            self.relays.pairs.insert(key, Pair { ends });
-        }
-        let Some(pair) = self.relays.pairs.get_mut(&key) else { return };
-        let [ours, theirs] = if pair.ends[0].peer == from { [0, 1] } else { [1, 0] };
-        pair.ends[ours].outbound = Some(channel);
-        // The other one first: until it has said how it wants to be addressed, nothing can be carried.
-        let complete = pair.ends[theirs].outbound.is_some();
-        let offer = (peer, Message::Opened { peer: from, channel: pair.ends[theirs].inbound });
-        let answer = (from, Message::Opened { peer, channel: pair.ends[ours].inbound });
+        let channel = self.new_channel();
+        let way = Way { relays: 1, rtt: u32::MAX };
+        let circuit =
+            Circuit { relay, peer, out: None, ours: true, retired: false, way, asked: None, unanswered: 0, fresh: now };
+        self.relays.circuits.insert(channel, circuit);
         self.redraw(now);
-        for (to, message) in [offer].into_iter().chain(complete.then_some(answer)) {
-            self.send_with_picture(to, &message, now);
+        self.ask(channel, now);
+    }
+
+    /// Now and then one more relay is asked how far the peer is from it: the two that are nearest to both stay.
+    fn try_another_relay(&mut self, id: PeerId, now: Instant) {
+        let ready = |circuit: &Circuit| circuit.out.is_some() && circuit.asked.is_none();
+        let (open, waiting): (Vec<_>, Vec<_>) =
+            self.relays.asked_for(id).filter(|(_, c)| !c.retired).partition(|(_, circuit)| ready(circuit));
+        if open.len() != RELAYS || !waiting.is_empty() {
+            return;
+        }
+        if self.relays.trials.get(&id).is_some_and(|last| now < *last + TRIAL_INTERVAL) {
+            return;
+        }
+        self.relays.trials.retain(|_, last| now < *last + TRIAL_INTERVAL);
+        self.relays.trials.insert(id, now);
+        if let Some(relay) = self.strange_relays(id, now).first().copied() {
+            self.open_circuit(relay, id, now);
         }
     }
 
-    /// `relay` says how to reach `peer` through it, whether we have asked or the peer has.
-    pub(super) fn handle_opened(&mut self, relay: PeerId, peer: PeerId, channel: u32, now: Instant) {
+    /// Relays on the way, and the round trip by what we and they have measured.
+    fn cost(&self, circuit: &Circuit) -> (u8, u32) {
+        (circuit.way.relays, self.rtt_to(circuit.relay).saturating_add(circuit.way.rtt))
+    }
+
+    /// Of more than [`RELAYS`] ways to a peer the worst is no longer used: the newest, unless it is clearly better.
+    fn retire_worst(&mut self, newest: u32) {
+        let Some(id) = self.relays.circuits.get(&newest).map(|circuit| circuit.peer) else { return };
+        let primary = self.peers.get(&id).and_then(|peer| peer.paths.primary());
+        let open = self.relays.asked_for(id).filter(|(_, c)| !c.retired && c.out.is_some() && c.asked.is_none());
+        let open: Vec<_> = open.map(|(channel, circuit)| (self.cost(circuit), channel)).collect();
+        let others = open.iter().filter(|(_, channel)| *channel != newest && Some(endpoint(*channel)) != primary);
+        let (Some(worst), Some(new)) = (others.max().copied(), open.iter().find(|(_, channel)| *channel == newest))
+        else {
+            return;
+        };
+        if open.len() <= RELAYS {
+            return;
+        }
+        let ((relays, rtt), (new_relays, new_rtt)) = (worst.0, new.0);
+        let better = new_relays < relays || new_relays == relays && new_rtt < rtt / 3 * 2;
+        let goes = if better { worst.1 } else { newest };
+        let Some(circuit) = self.relays.circuits.get_mut(&goes) else { return };
+        circuit.retired = true;
+        let (relay, now) = (circuit.relay, circuit.fresh);
+        self.relays.refused.insert((relay, id), now + TRIED_FOR);
+        if let Some(peer) = self.peers.get_mut(&id)
+            && Some(endpoint(goes)) != primary
+        {
+            peer.paths.remove(endpoint(goes));
+        }
+        let retired = self.relays.asked_for(id).filter(|(_, circuit)| circuit.retired);
+        let retired: Vec<_> = retired.map(|(channel, circuit)| (circuit.fresh, channel)).collect();
+        if let Some((_, oldest)) = retired.iter().min().filter(|_| retired.len() > RELAYS) {
+            self.close_one(*oldest, now);
+        }
+    }
+
+    /// `relay` says that a way of ours leads to the peer.
+    pub(super) fn handle_opened(&mut self, relay: PeerId, channel: u32, mark: u32, way: Way, now: Instant) {
         let direct = self.peers.get(&relay).is_some_and(super::Peer::is_direct);
-        if peer == relay || channel >= CHANNELS || !direct || self.roster.get(&peer).is_none() {
+        if mark >= CHANNELS || !direct || !(1..=MAX_RELAYS).contains(&way.relays.into()) {
             return self.counters.count(DropReason::UnknownChannel);
         }
-        let known = self.relays.circuits.iter_mut().find(|(_, c)| c.relay == relay && c.peer == peer);
-        let own = match known {
-            Some((_, circuit)) if circuit.out == Some(channel) => return,
-            Some((own, circuit)) => {
-                circuit.out = Some(channel);
-                *own
-            }
-            // The peer has asked it for us. It will say the same again when it knows how we want to be addressed.
-            None => {
-                let many = self.relays.circuits_to(peer).count() >= CIRCUITS_OF_ONE;
-                if many || self.relays.circuits.len() >= MAX_CIRCUITS || self.peer_entry(peer).is_none() {
-                    return self.counters.count(DropReason::UnknownChannel);
-                }
-                let channel = self.new_channel();
-                self.relays.circuits.insert(channel, Circuit { relay, peer, out: None });
-                self.redraw(now);
-                self.send_message(relay, &Message::Open { peer, channel }, now);
-                return;
-            }
+        if self.carries_to(relay, channel) {
+            return self.pass_opened(relay, channel, mark, way, now);
+        }
+        let Some(circuit) = self.relays.circuits.get_mut(&channel).filter(|c| c.ours && c.relay == relay) else {
+            return self.counters.count(DropReason::UnknownChannel);
         };
-        self.redraw(now);
-        let Some(entry) = self.peers.get_mut(&peer) else { return };
+        let (peer, first, news) = (circuit.peer, circuit.out.is_none(), circuit.out != Some(mark));
+        (circuit.out, circuit.way, circuit.asked, circuit.unanswered) = (Some(mark), way, None, 0);
+        circuit.fresh = now;
+        if news {
+            self.redraw(now);
+        }
+        if first {
+            self.tell_askers(peer, now);
+            self.reconsider_homes(now);
+        }
+        self.retire_worst(channel);
+        if self.relays.circuits.get(&channel).is_some_and(|circuit| circuit.retired) {
+            return;
+        }
+        let Some(entry) = self.peer_entry(peer) else { return };
         let before = entry.paths.endpoints();
-        entry.paths.add(endpoint(own), Origin::Relay);
-        let (live, direct) = (entry.current.is_some(), entry.is_direct());
-        if live && !direct {
-            self.probe(peer, now);
-        } else if !live {
+        entry.paths.add(endpoint(channel), Origin::Relay);
+        let (live, direct, unanswered) = (entry.current.is_some(), entry.is_direct(), entry.paths.is_unanswered());
+        if !live {
             self.try_candidates(peer, &before, now);
+        } else if unanswered || news && !direct {
+            self.probe_relays(peer, now);
         }
     }
 
-    /// `relay` does not reach `peer`, or carries enough.
-    pub(super) fn handle_refused(&mut self, relay: PeerId, peer: PeerId, now: Instant) {
-        let refused = |circuit: &Circuit| circuit.relay == relay && circuit.peer == peer;
-        if !self.close(refused, now) {
-            return;
+    /// `relay` says that `peer` wants to speak with us through it.
+    pub(super) fn handle_offer(&mut self, relay: PeerId, peer: PeerId, channel: u32, way: Way, now: Instant) {
+        let direct = self.peers.get(&relay).is_some_and(super::Peer::is_direct);
+        let sound = channel < CHANNELS && (1..=MAX_RELAYS).contains(&way.relays.into()) && peer != relay;
+        if !sound || !direct || self.roster.get(&peer).is_none() || self.peer_entry(peer).is_none() {
+            return self.counters.count(DropReason::UnknownChannel);
         }
+        let is_it = |circuit: &Circuit| !circuit.ours && circuit.relay == relay && circuit.peer == peer;
+        let known = self.relays.circuits.iter_mut().find(|(_, c)| c.out == Some(channel) && is_it(c));
+        let own = match known {
+            Some((own, circuit)) => {
+                (circuit.way, circuit.fresh) = (way, now);
+                *own
+            }
+            None => {
+                let Some(own) = self.accept(relay, peer, channel, way, now) else {
+                    return self.counters.count(DropReason::UnknownChannel);
+                };
+                own
+            }
+        };
+        self.send_with_picture(relay, &Message::Accept { channel, mark: own }, now);
+    }
+
+    /// One more way that a peer has asked for. What is oldest makes room, but not what is in use.
+    fn accept(&mut self, relay: PeerId, peer: PeerId, out: u32, way: Way, now: Instant) -> Option<u32> {
+        let primary = self.peers.get(&peer).and_then(|peer| peer.paths.primary());
+        let offered = || self.relays.circuits_to(peer).filter(|(_, circuit)| !circuit.ours);
+        if offered().count() >= CIRCUITS_OF_ONE {
+            let unused = offered().filter(|(channel, _)| Some(endpoint(*channel)) != primary);
+            let (oldest, _) = unused.min_by_key(|(_, circuit)| circuit.fresh)?;
+            self.close_one(oldest, now);
+        }
+        if self.relays.circuits.len() >= MAX_CIRCUITS {
+            return None;
+        }
+        let own = self.new_channel();
+        let (out, fresh) = (Some(out), now);
+        let circuit = Circuit { relay, peer, out, ours: false, retired: false, way, asked: None, unanswered: 0, fresh };
+        self.relays.circuits.insert(own, circuit);
+        self.redraw(now);
+        self.peer_entry(peer)?.paths.add(endpoint(own), Origin::Relay);
+        Some(own)
+    }
+
+    /// `relay` does not lead there, or carries enough.
+    pub(super) fn handle_refused(&mut self, relay: PeerId, channel: u32, now: Instant) {
+        if self.carries_to(relay, channel) {
+            return self.pass_refusal(relay, channel, now);
+        }
+        let circuit = self.relays.circuits.get(&channel).filter(|circuit| circuit.ours && circuit.relay == relay);
+        let Some(peer) = circuit.map(|circuit| circuit.peer) else { return };
+        self.close_one(channel, now);
         self.relays.refused.insert((relay, peer), now + REFUSED_FOR);
         if self.peers.get(&peer).is_some_and(|peer| !peer.is_direct() && peer.is_promising()) {
             self.seek_more_relays(peer, now);
         }
     }
 
-    /// A peer is gone: what went through it goes elsewhere, and we relay nothing for it.
-    pub(super) fn close_channels(&mut self, id: PeerId, now: Instant) {
-        self.relays.pairs.retain(|(a, b), _| *a != id && *b != id);
-        let through: Vec<_> =
-            self.relays.circuits.values().filter(|circuit| circuit.relay == id).map(|circuit| circuit.peer).collect();
-        self.close(|circuit| circuit.relay == id || circuit.peer == id, now);
-        for peer in through {
-            if self.peers.get(&peer).is_some_and(|peer| peer.current.is_some() && peer.paths.primary().is_none()) {
-                self.probe(peer, now);
-                self.seek_relays(peer, now);
-            }
+    /// `relay` has refused before, and has found a way to `peer` by now.
+    pub(super) fn handle_reached(&mut self, relay: PeerId, peer: PeerId, now: Instant) {
+        self.relays.refused.remove(&(relay, peer));
+        if self.peers.get(&peer).is_some_and(|peer| !peer.is_direct() && !peer.departed) {
+            self.seek_more_relays(peer, now);
         }
     }
 
-    fn close(&mut self, which: impl Fn(&Circuit) -> bool, now: Instant) -> bool {
-        let closed: Vec<_> = self
-            .relays
-            .circuits
-            .iter()
-            .filter(|(_, circuit)| which(circuit))
-            .map(|(channel, c)| (*channel, c.peer))
-            .collect();
-        for (channel, peer) in &closed {
-            self.relays.circuits.remove(channel);
-            if let Some(peer) = self.peers.get_mut(peer) {
-                peer.paths.remove(endpoint(*channel));
-            }
+    /// A peer is gone: what went through it goes elsewhere, and we relay nothing for it.
+    pub(super) fn close_channels(&mut self, id: PeerId, now: Instant) {
+        if self.own.homes.contains(&id) {
+            self.reconsider_homes(now);
         }
-        if !closed.is_empty() {
-            self.redraw(now);
+        self.drop_pairs_of(id, now);
+        self.close(|circuit| circuit.relay == id || circuit.peer == id, now);
+    }
+
+    /// Forgets circuits that nobody has asked for again, and what we carry for nobody.
+    pub(super) fn expire_channels(&mut self, now: Instant) {
+        self.drop_idle_pairs(now);
+        // The peer may use one that we do not; its relays keep it as long as it does.
+        let life = |circuit: &Circuit| if circuit.retired { 4 * CHANNEL_LIFE } else { CHANNEL_LIFE };
+        self.close(|circuit| now >= circuit.fresh + life(circuit), now);
+    }
+
+    /// How many circuits lead through whom.
+    pub(super) fn circuits_by_relay(&self) -> BTreeMap<PeerId, usize> {
+        let mut counts = BTreeMap::new();
+        let used = |circuit: &&Circuit| {
+            let peer = self.peers.get(&circuit.peer);
+            circuit.out.is_some() && peer.is_some_and(|peer| peer.current.is_some() && !peer.is_direct())
+        };
+        for circuit in self.relays.circuits.values().filter(used) {
+            *counts.entry(circuit.relay).or_default() += 1;
         }
-        !closed.is_empty()
+        counts
+    }
+
+    fn close_one(&mut self, channel: u32, now: Instant) {
+        let Some(circuit) = self.relays.circuits.remove(&channel) else { return };
+        self.redraw(now);
+        let Some(peer) = self.peers.get_mut(&circuit.peer) else { return };
+        // The only way may have been this one.
+        if peer.paths.remove(endpoint(channel)) && peer.current.is_some() {
+            self.probe(circuit.peer, now);
+            self.seek_relays(circuit.peer, now);
+        }
+    }
+
+    fn close(&mut self, which: impl Fn(&Circuit) -> bool, now: Instant) {
+        let closed = self.relays.circuits.iter().filter(|(_, circuit)| which(circuit)).map(|(channel, _)| *channel);
+        for channel in closed.collect::<Vec<_>>() {
+            self.close_one(channel, now);
+        }
     }
 
     /// Where a datagram really goes: to a relay, if its endpoint is a channel's. `None` if that is gone.
@@ -246,27 +404,38 @@ impl Node {
         Some((relay.paths.primary()?, circuit.out?))
     }
 
-    /// The relay of the path in use to a peer; `None` if it is direct, or none.
-    pub(super) fn relay_of(&self, id: PeerId) -> Option<PeerId> {
+    /// The first relay of the path in use to a peer, and how many there are; `None` if it is direct, or none.
+    pub(super) fn relay_of(&self, id: PeerId) -> Option<(PeerId, u8)> {
         let channel = channel_behind(&self.peers.get(&id)?.paths.primary()?)?;
-        self.relays.circuits.get(&channel).map(|circuit| circuit.relay)
+        self.relays.circuits.get(&channel).map(|circuit| (circuit.relay, circuit.way.relays))
+    }
+
+    /// Members through whom we reach `target` now, with at most `relays` relays, the best first.
+    pub(super) fn relays_towards(&self, target: PeerId, relays: usize, now: Instant) -> Vec<PeerId> {
+        let works = |c: &Circuit| c.out.is_some() && !c.retired && !c.is_overdue(now);
+        let circuits = self.relays.circuits_to(target).filter(|(_, circuit)| works(circuit));
+        let mut ways: Vec<_> = circuits
+            .filter(|(_, circuit)| usize::from(circuit.way.relays) <= relays)
+            .map(|(_, circuit)| (self.cost(circuit), circuit.relay))
+            .collect();
+        ways.sort_unstable();
+        ways.into_iter().map(|(_, relay)| relay).collect()
+    }
+
+    /// The round trip to a direct peer, microseconds.
+    pub(super) fn rtt_to(&self, id: PeerId) -> u32 {
+        let rtt = self.peers.get(&id).and_then(|peer| peer.paths.rtt());
+        rtt.map_or(u32::MAX, |rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX))
     }
 
     /// Every channel at which we are addressed, for the picture.
     pub(super) fn channels(&self) -> impl Iterator<Item = (u32, Channel)> {
         let own = self.relays.circuits.keys().map(|channel| (*channel, Channel::Own));
-        let place = |end: &End| self.peers.get(&end.peer).filter(|peer| peer.is_direct())?.paths.primary();
-        let carried = self.relays.pairs.values().flat_map(move |Pair { ends: [a, b] }| {
-            [(a, b), (b, a)].into_iter().filter_map(move |(from, to)| {
-                let channel = Channel::Relay { from: place(from)?, to: place(to)?, channel: to.outbound? };
-                Some((from.inbound, channel))
-            })
-        });
-        own.chain(carried)
+        own.chain(self.carried_channels())
     }
 
     /// Sends a message once forwarding knows what it promises.
-    fn send_with_picture(&mut self, id: PeerId, message: &Message, now: Instant) {
+    pub(super) fn send_with_picture(&mut self, id: PeerId, message: &Message, now: Instant) {
         let Some(peer) = self.peers.get(&id) else { return };
         if let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary())
             && let Some(bytes) = seal_message(transport, message, now)
@@ -275,7 +444,7 @@ impl Node {
         }
     }
 
-    fn new_channel(&mut self) -> u32 {
+    pub(super) fn new_channel(&mut self) -> u32 {
         loop {
             let channel = self.rng.next_u32() % CHANNELS;
             if !self.relays.has(channel) {

@@ -31,7 +31,10 @@ pub(super) const FIRST_CHECK: Duration = Duration::from_millis(100);
 const PROBE_AFTER: Duration = Duration::from_secs(1);
 
 /// A probe that is not answered by then is sent on every path, and relays are asked: a satellite's round trip.
-const ANSWER_TIME: Duration = Duration::from_millis(600);
+pub(super) const ANSWER_TIME: Duration = Duration::from_millis(600);
+
+/// Added to a known round trip when an answer over a relayed path is awaited: others wait for it with us.
+const JITTER: Duration = Duration::from_millis(50);
 
 /// Between two looks at a peer to whom frames go, so that silence is noticed in time.
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -49,7 +52,8 @@ impl Node {
     /// Looks after the sessions of a peer.
     pub(super) fn check_sessions(&mut self, id: PeerId, now: Instant) {
         self.drop_aged(id, now);
-        let warm = self.is_warm() && self.roster.get(&id).is_some();
+        // Others count on it that our home relays reach us.
+        let warm = (self.is_warm() || self.own.homes.contains(&id)) && self.roster.get(&id).is_some();
         let Some(peer) = self.peers.get(&id) else { return };
         let Some(current) = peer.current.clone() else {
             if !peer.older.is_empty() || peer.next.is_some() {
@@ -83,17 +87,23 @@ impl Node {
             if deaf {
                 self.seek_relays(id, now);
             }
+            if deaf && !direct {
+                self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
+            }
             // Where we speak through a relay, a lone knock on any other door only spoils the next one together.
             self.probe_where(id, |endpoint| direct || channel_behind(endpoint).is_some(), now);
         } else if deaf {
             // Whoever has the last word hears nothing either: ask where it costs one datagram, and everywhere if that is lost.
-            // Another relay is asked at once: it is ready for just this.
+            let rtt = peer.paths.rtt().unwrap_or(ANSWER_TIME);
+            // A relay is one more machine that may be gone: the others are asked meanwhile whether they still lead there.
+            let patience = if direct { ANSWER_TIME } else { (3 * rtt + JITTER).min(ANSWER_TIME) };
             if direct {
                 self.probe_primary(id, now);
             } else {
+                self.seek_relays(id, now);
                 self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
             }
-            self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
+            self.timers.set_if_earlier(Timer::Session(id), now + patience);
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
@@ -130,6 +140,11 @@ impl Node {
     /// Probes every candidate of a peer; the first answer makes the primary.
     pub(super) fn probe(&mut self, id: PeerId, now: Instant) {
         self.probe_where(id, |_| true, now);
+    }
+
+    /// Probes the ways through relays, unless an answer from elsewhere is awaited.
+    pub(super) fn probe_relays(&mut self, id: PeerId, now: Instant) {
+        self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
     }
 
     /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
@@ -202,9 +217,12 @@ impl Node {
             Message::Witness { ports } => self.handle_witness(id, &ports, now),
             Message::Survey { nonce } => self.handle_survey(id, nonce, source, now),
             Message::Forecast(forecast) => self.handle_forecast(id, forecast, now),
-            Message::Open { peer, channel } => self.handle_open(id, peer, channel, now),
-            Message::Opened { peer, channel } => self.handle_opened(id, peer, channel, now),
-            Message::Refused { peer } => self.handle_refused(id, peer, now),
+            Message::Open(open) => self.handle_open(id, open, now),
+            Message::Opened { channel, mark, way } => self.handle_opened(id, channel, mark, way, now),
+            Message::Refused { channel } => self.handle_refused(id, channel, now),
+            Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
+            Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
+            Message::Reached { peer } => self.handle_reached(id, peer, now),
         }
     }
 
@@ -245,6 +263,7 @@ impl Node {
             self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
         }
         if (moved || mapped) && self.own.record().is_some() {
+            self.reconsider_homes(now);
             self.renew_record(now);
         }
     }
@@ -259,8 +278,21 @@ impl Node {
         if peer.paths.primary() == Some(endpoint) || peer.is_aside(endpoint) {
             return;
         }
-        if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
-            self.probe(id, now);
+        let primary = peer.paths.primary();
+        let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
+        let between_relays = relayed(primary) && relayed(Some(endpoint));
+        let strange = peer.paths.add(endpoint, crate::nat::Origin::Observed);
+        if between_relays && (strange || peer.paths.has_moved_to(endpoint, now)) {
+            self.probe_where(id, |candidate| *candidate == endpoint || Some(*candidate) == primary, now);
+        } else if strange || peer.paths.is_in_doubt(now) {
+            // A lone knock on any other door only spoils the next one together.
+            self.probe_where(id, |candidate| !between_relays || relayed(Some(*candidate)), now);
+        } else if let Some(nonce) = peer.paths.join_round(endpoint)
+            && let Some(transport) = peer.current.clone()
+            && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+        {
+            // It has found a way already.
+            self.outbox.push_back(Transmit::to(endpoint, bytes));
         }
     }
 

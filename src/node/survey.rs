@@ -37,7 +37,7 @@ const FRESH: Duration = Duration::from_secs(3);
 const REPEAT: Duration = Duration::from_millis(400);
 
 /// From one datagram of a survey to the next: more than the jitter of a LAN, or the NAT would see them in another order.
-const SPACING: Duration = Duration::from_millis(15);
+pub(super) const SPACING: Duration = Duration::from_millis(15);
 
 /// How often witnesses are asked for before the survey is given up.
 const ASKS: u32 = 3;
@@ -324,7 +324,7 @@ impl Node {
 
     fn end_survey(&mut self, number: u16, now: Instant) {
         let Some(survey) = self.surveys.running.remove(&number) else { return };
-        let seen: Vec<_> = survey.places.iter().filter_map(|place| place.seen).collect();
+        let seen: Vec<_> = survey.places.iter().map(|place| place.seen).collect();
         let Some(forecast) = forecast(&seen, self.seen_at()) else { return };
         tracing::debug!(peer = %survey.peer, ?forecast, "our NAT");
         let independent = matches!(forecast, Forecast::Independent { .. });

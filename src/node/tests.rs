@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use crate::config::{DEFAULT_MTU, NetworkConfig, NodeConfig};
 use crate::dht::{self, Sighting};
 use crate::identity::{
-    Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, Roles, SigningKey, default_prefix,
+    Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, default_prefix,
 };
 use crate::session::handshake::{Initiator, Local};
 use crate::switch::Forwarder;
-use crate::wire::{Batch, DatagramKind, DropReason, Verdict};
+use crate::wire::{Batch, DatagramKind, DropReason, Open, Verdict, Way};
 
 use super::own::Own;
 use super::{Command, CommandId, Event, Node, PeerChange, Punted, Reply};
@@ -51,6 +51,7 @@ fn config(root: u8, n: u8) -> NodeConfig {
         ipv4: None,
         mtu: DEFAULT_MTU,
         boots: 0,
+        relaying: crate::config::Relaying::default(),
         hardware_aes: true,
         contacts: Vec::new(),
         known_records: Vec::new(),
@@ -219,7 +220,7 @@ impl Lan {
             match event {
                 Event::Directory(command) => host.commands.push(command),
                 Event::Deliver(frame) => host.heard.push(frame),
-                Event::Reply(_, reply) => host.replies.push(reply),
+                Event::Reply(_, reply) => host.replies.push(*reply),
                 Event::PeerChange { change, .. } => host.changes.push(change),
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
@@ -608,19 +609,65 @@ fn a_member_that_asks_us_to_knock_again_and_again_is_obeyed_once_in_two_seconds(
 fn a_relay_serves_whom_it_reaches_and_refuses_the_rest_without_keeping_anything() {
     let mut lan = lan(3);
     let ids: Vec<_> = lan.hosts.iter().map(|host| host.node.peer_id()).collect();
-    let stranger = config(1, 99).key.peer_id();
+    let strangers: Vec<_> = (90..100).map(|n| config(1, n).key.peer_id()).collect();
     let now = lan.now;
     let relay = &mut lan.hosts[0].node;
-    for peer in [stranger, ids[0], ids[1]] {
-        relay.handle_open(ids[1], peer, 7, now);
+    let open = |origin, target, passed: &[PeerId]| Open { origin, target, channel: 7, passed: passed.to_vec(), rtt: 0 };
+    let [own, a, b] = ids[..] else { unreachable!("three") };
+    let (c, d) = (strangers[0], strangers[1]);
+    for (what, open) in [
+        ("a stranger", open(a, c, &[])),
+        ("we", open(a, own, &[])),
+        ("itself", open(a, a, &[])),
+        ("no channel", Open { channel: 1 << 24, ..open(a, b, &[]) }),
+        ("in another's name", open(c, b, &[])),
+        ("not from the last of the list", open(c, b, &[a, d])),
+        ("we have been asked before", open(c, b, &[own, a])),
+        ("the origin has", open(c, b, &[c, a])),
+        ("the target has", open(c, b, &[b, a])),
+        ("for us", open(own, b, &[a])),
+        ("too many relays", open(c, b, &[d, strangers[2], strangers[3], a])),
+    ] {
+        relay.handle_open(a, open, now);
+        assert_eq!((relay.carried_pairs(), relay.channels().count()), (0, 0), "{what}");
     }
-    relay.handle_open(ids[1], ids[2], 1 << 24, now);
-    assert_eq!(relay.channels().count(), 0, "nobody to speak with, or no channel");
-    relay.handle_open(ids[1], ids[2], 7, now);
+    relay.handle_open(c, open(c, b, &[]), now);
+    assert_eq!(relay.carried_pairs(), 0, "nobody we have a session with");
+    relay.handle_open(a, open(a, b, &[]), now);
+    relay.handle_open(a, open(a, b, &[]), now);
+    assert_eq!(relay.carried_pairs(), 1);
     assert_eq!(relay.channels().count(), 1, "the other end has not said how it wants to be addressed");
-    relay.handle_open(ids[2], ids[1], 8, now);
-    relay.handle_open(ids[2], ids[1], 8, now);
+    let offered = relay.channels().next().expect("towards the origin").0;
+    relay.handle_accept(a, offered, 8, now);
+    relay.handle_accept(b, offered + 1, 8, now);
+    assert_eq!((relay.channels().count(), relay.counters().get(DropReason::UnknownChannel)), (1, 2));
+    relay.handle_accept(b, offered, 8, now);
+    relay.handle_accept(b, offered, 8, now);
     assert_eq!(relay.channels().count(), 2);
-    relay.lose(ids[1], "a test", now);
+    relay.lose(a, "a test", now);
     assert_eq!(relay.channels().count(), 0, "one end is gone");
+}
+
+#[test]
+fn what_one_member_asks_of_a_relay_is_bounded_and_forgotten() {
+    let mut lan = lan(3);
+    let ids: Vec<_> = lan.hosts.iter().map(|host| host.node.peer_id()).collect();
+    let (mut now, relay) = (lan.now, &mut lan.hosts[0].node);
+    let open = |channel, target| Open { origin: ids[1], target, channel, passed: Vec::new(), rtt: 0 };
+    for channel in 0..2000 {
+        relay.handle_open(ids[1], open(channel, ids[2]), now);
+        relay.handle_open(ids[1], open(channel + 5000, SigningKey::from_seed(&[channel as u8; 32]).peer_id()), now);
+    }
+    assert!((1..=256).contains(&relay.carried_pairs()), "{}", relay.carried_pairs());
+    // The other end's circuits are bounded too: by one relay, from one peer.
+    let (relay_id, end) = (ids[0], &mut lan.hosts[2].node);
+    let before = end.channels().count();
+    for channel in 0..2000 {
+        end.handle_offer(relay_id, ids[1], channel, Way { relays: 1, rtt: 0 }, now);
+    }
+    assert!(end.channels().count() <= before + 4);
+    now += super::relay::CHANNEL_LIFE;
+    lan.hosts[0].node.expire_channels(now);
+    lan.hosts[2].node.expire_channels(now);
+    assert_eq!((lan.hosts[0].node.carried_pairs(), lan.hosts[2].node.channels().count()), (0, 0));
 }

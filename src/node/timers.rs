@@ -29,6 +29,8 @@ pub(super) enum Timer {
     Pings,
     /// Our record is to be renewed.
     Renew,
+    /// Our home relays may be others now.
+    Homes,
     /// Expired records are to be forgotten.
     Expire,
     /// The records are to be kept on disk.
@@ -43,7 +45,7 @@ impl Timer {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
             Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) => Reason::Session,
             Self::Lookup(_) | Self::Pings => Reason::Waiting,
-            Self::Renew | Self::Expire | Self::Persist => Reason::Records,
+            Self::Renew | Self::Homes | Self::Expire | Self::Persist => Reason::Records,
             Self::Fib => Reason::Fib,
         }
     }

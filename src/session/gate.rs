@@ -15,6 +15,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::wire::DropReason;
+use crate::wire::relay::channel_behind;
 
 use super::cookie::Cookies;
 use super::handshake::{Local, check_initiation};
@@ -72,7 +73,7 @@ impl Gate {
                 None => Admission::Drop(DropReason::HandshakeMalformed),
             };
         }
-        if self.sources.admit(Source::of(source.ip()), now) {
+        if self.sources.admit(Source::of(source), now) {
             Admission::Accept
         } else {
             Admission::Drop(DropReason::HandshakeRate)
@@ -122,11 +123,16 @@ enum Source {
     V4(u32),
     V6(u64),
     LinkLocal(u64),
+    /// What comes through a relay: others there are not to blame.
+    Channel(u32),
 }
 
 impl Source {
-    fn of(address: IpAddr) -> Self {
-        match address.to_canonical() {
+    fn of(endpoint: SocketAddr) -> Self {
+        if let Some(channel) = channel_behind(&endpoint) {
+            return Self::Channel(channel);
+        }
+        match endpoint.ip().to_canonical() {
             IpAddr::V4(address) => Self::V4(address.to_bits()),
             IpAddr::V6(address) if address.is_unicast_link_local() => Self::LinkLocal(address.to_bits() as u64),
             IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
@@ -186,6 +192,7 @@ mod tests {
     use super::super::handshake::tests::{initiate, member, start};
     use super::super::handshake::{Initiator, Responder};
     use super::*;
+    use crate::wire::relay;
 
     const FLOOD: usize = 100_000;
 
@@ -322,11 +329,27 @@ mod tests {
 
     #[test]
     fn a_whole_ipv6_network_is_one_source_but_link_local_neighbours_are_many() {
-        let source = |text: &str| Source::of(IpAddr::V6(text.parse::<Ipv6Addr>().expect("an address")));
+        let source = |text: &str| {
+            let address = text.parse::<Ipv6Addr>().expect("an address");
+            Source::of(SocketAddr::new(address.into(), 4747))
+        };
         assert_eq!(source("2001:db8:0:1::1"), source("2001:db8:0:1:ffff::2"));
         assert_ne!(source("2001:db8:0:1::1"), source("2001:db8:0:2::1"));
         assert_ne!(source("fe80::1"), source("fe80::2"));
         assert_eq!(source("::ffff:192.0.2.1"), Source::V4(0xc000_0201));
+    }
+
+    #[test]
+    fn one_noisy_pair_does_not_use_up_what_others_send_through_relays() {
+        let (a, b, now) = (member(1, 9, true), member(2, 9, true), start());
+        let mut gate = Gate::new([1; 32], now);
+        let initiation = initiate(&a, &b, b"").1;
+        for _ in 0..SOURCE_BURST {
+            assert_eq!(gate.admit(&b, &initiation, relay::endpoint(1), now), Admission::Accept);
+        }
+        let refused = Admission::Drop(DropReason::HandshakeRate);
+        assert_eq!(gate.admit(&b, &initiation, relay::endpoint(1), now), refused);
+        assert_eq!(gate.admit(&b, &initiation, relay::endpoint(2), now), Admission::Accept);
     }
 
     proptest! {

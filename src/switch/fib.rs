@@ -10,6 +10,8 @@ use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
 use crate::wire::message::{HEADROOM, TAILROOM};
 
+use super::meter::Meter;
+
 /// One member, as forwarding sees it.
 #[derive(Debug, Clone)]
 pub struct FibPeer {
@@ -35,7 +37,7 @@ impl FibPeer {
 }
 
 /// What becomes of the datagrams of a channel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Channel {
     /// They are for us.
     Own,
@@ -47,6 +49,8 @@ pub enum Channel {
         to: SocketAddr,
         /// The channel they go on by.
         channel: u32,
+        /// What may pass: of these two, and of everybody.
+        meters: [Arc<Meter>; 2],
     },
 }
 

@@ -92,7 +92,7 @@ impl Ingress {
         now: Instant,
     ) -> Verdict {
         if let Some(channel) = relay::channel_of(batch.bytes(index))
-            && let Some(verdict) = self.judge_relayed(fib, batch, index, channel)
+            && let Some(verdict) = self.judge_relayed(fib, batch, index, channel, now)
         {
             return verdict;
         }
@@ -149,7 +149,7 @@ impl Ingress {
     }
 
     /// Sends on what we relay. `None` if it is for us: then it is what it was when it was sealed, and comes from the channel.
-    fn judge_relayed(&self, fib: &Fib, batch: &mut Batch, index: usize, channel: u32) -> Option<Verdict> {
+    fn judge_relayed(&self, fib: &Fib, batch: &mut Batch, index: usize, channel: u32, now: Instant) -> Option<Verdict> {
         match fib.channels.get(&channel) {
             Some(Channel::Own) => {
                 relay::unmark(batch.bytes_mut(index));
@@ -160,6 +160,11 @@ impl Ingress {
                 if batch.slots()[index].source.map(canonical) != Some(canonical(*from)) =>
             {
                 Some(Verdict::Drop(DropReason::ForeignChannel))
+            }
+            Some(Channel::Relay { meters, .. })
+                if !meters.iter().all(|meter| meter.take(batch.bytes(index).len(), now)) =>
+            {
+                Some(Verdict::Drop(DropReason::RelayLimit))
             }
             Some(Channel::Relay { to, channel, .. }) => {
                 relay::mark(batch.bytes_mut(index), *channel);

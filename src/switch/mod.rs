@@ -7,7 +7,8 @@
 //!
 //! Around them: [`neighbor`] answers ARP and neighbour discovery from records and refuses forgeries, [`flood`] budgets
 //! what is copied to everybody, [`seal`] turns frames into datagrams, cuts those that a path is too narrow for and
-//! bundles small ones, [`fragment`] puts cut ones together again, `mss` sees to it that TCP need not be cut.
+//! bundles small ones, [`fragment`] puts cut ones together again, `mss` sees to it that TCP need not be cut, [`meter`] bounds
+//! what is relayed.
 //!
 //! Stations come from signed records alone: one MAC for a member, so there is nothing to learn and nothing to poison. A
 //! learning table will stand beside [`fib`] as `fdb`, and only for members with the role `bridge`: what is learned behind
@@ -19,6 +20,7 @@ pub mod flood;
 pub mod forwarder;
 pub mod fragment;
 pub mod ingress;
+pub mod meter;
 mod mss;
 pub mod neighbor;
 pub mod seal;
@@ -29,6 +31,7 @@ mod tests;
 
 pub use fib::{Channel, Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
+pub use meter::Meter;
 pub use neighbor::requested;
 pub use seal::{seal_frame, seal_message};
 

@@ -1,11 +1,12 @@
 //! Both halves of the forwarder together: what one node's batch becomes at the other, in which order, with which marks.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use proptest::prelude::*;
 
 use super::testing::{Side, alone, endpoint, frame, mac, pair, start};
-use super::{Channel, Egress, Ingress, Notice};
+use super::{Channel, Egress, Ingress, Meter, Notice};
 use crate::wire::checksum::{self, Transport as Segment, fold};
 use crate::wire::ethernet::{ETHERTYPE_IPV4, FrameHead};
 use crate::wire::header::HEADER_LEN;
@@ -258,7 +259,8 @@ fn relayed(datagrams: &[(Vec<u8>, Ecn)], from: u8) -> (Batch, Ingress) {
     let mut fib = alone(RELAY, 1500);
     let ends = [(endpoint(1), endpoint(2)), (endpoint(2), endpoint(1))];
     for ((inbound, outbound), (from, to)) in CHANNELS.into_iter().zip(ends) {
-        fib.channels.insert(inbound, Channel::Relay { from, to, channel: outbound });
+        let meters = [0; 2].map(|_| Arc::new(Meter::new(1_000_000_000, start())));
+        fib.channels.insert(inbound, Channel::Relay { from, to, channel: outbound, meters });
     }
     let mut batch = Batch::new(1 << 18, 256);
     for (bytes, ecn) in datagrams {

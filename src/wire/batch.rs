@@ -93,6 +93,8 @@ drop_reasons! {
     ForeignChannel = "foreign-channel",
     /// A probe that would have opened more flows in our NAT than a node may.
     ProbeBudget = "probe-budget",
+    /// More to be relayed than we let through, for these two or for all together.
+    RelayLimit = "relay-limit",
     /// A counter seen before, or older than the replay window.
     Replayed = "replayed",
     /// The AEAD tag does not verify.

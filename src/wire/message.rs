@@ -162,6 +162,30 @@ pub enum Forecast {
     },
 }
 
+/// What lies between one end of a relayed path and the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Way {
+    /// Relays on it, the sender of the message included.
+    pub relays: u8,
+    /// The round trip from the sender to the other end, as the relays have measured its parts, microseconds.
+    pub rtt: u32,
+}
+
+/// The question for a relayed path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// Who wants to speak: the sender, or the first who has asked.
+    pub origin: PeerId,
+    /// With whom.
+    pub target: PeerId,
+    /// Of 24 bits, chosen by the sender.
+    pub channel: u32,
+    /// The relays so far, the sender the last: nobody is asked twice.
+    pub passed: Vec<PeerId>,
+    /// The round trip from the sender to the origin, microseconds.
+    pub rtt: u32,
+}
+
 /// Control messages between two nodes with a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -183,25 +207,44 @@ pub enum Message {
     Goodbye,
     /// Nothing: confirms a session or keeps it warm.
     Keepalive,
-    /// To a relay: I want to speak with `peer` through you. Mark what comes from there with `channel` ([`super::relay`]).
-    Open {
-        /// At the other side.
-        peer: PeerId,
-        /// Of 24 bits, chosen by the sender.
-        channel: u32,
-    },
-    /// From a relay: you can speak with `peer` through me. Mark what goes there with `channel`.
+    /// To a relay: I want to speak with a member through you, or somebody wants to through me. Mark what comes from there with
+    /// `channel` ([`super::relay`]). Sent again, it asks whether the way still leads there.
+    Open(Open),
+    /// From a relay, in answer to [`Message::Open`]: it leads there. Mark what goes there with `mark`.
     Opened {
-        /// At the other side.
-        peer: PeerId,
-        /// Of 24 bits, chosen by the relay.
+        /// Of the question: chosen by whoever asked.
         channel: u32,
+        /// Of 24 bits, chosen by the relay.
+        mark: u32,
+        /// What is between the asker and the other end.
+        way: Way,
     },
     /// Over a relay: I have opened my NAT for all your candidates. Do the same, and knock.
     Punch,
-    /// From a relay: not to this peer, not now.
+    /// From a relay, in answer to [`Message::Open`]: not to this member, not now.
     Refused {
-        /// Whom it was asked for.
+        /// Of the question.
+        channel: u32,
+    },
+    /// From a relay: `peer` wants to speak with you through me. Mark what goes there with `channel`.
+    Offer {
+        /// At the other end.
+        peer: PeerId,
+        /// Of 24 bits, chosen by the relay.
+        channel: u32,
+        /// What is between here and the other end.
+        way: Way,
+    },
+    /// To a relay, in answer to [`Message::Offer`]: mark what comes from there with `mark`.
+    Accept {
+        /// Of the offer.
+        channel: u32,
+        /// Of 24 bits, chosen by the sender.
+        mark: u32,
+    },
+    /// To a member who has asked for `peer` in vain: I have found a way there, ask again.
+    Reached {
+        /// Who was asked for.
         peer: PeerId,
     },
     /// To one who sees us from outside: I want to know how my NAT maps. Where else do you listen?

@@ -16,4 +16,4 @@ pub mod socket;
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;
 pub use header::{DatagramKind, Header, SHARE_BITS};
-pub use message::{Checksum, Inner, Message};
+pub use message::{Checksum, Inner, Message, Open, Way};

@@ -21,7 +21,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use super::wire::Conditions;
-use super::{Lab, Laptop, Node, Routed, Wire, signal};
+use super::{Chain, Lab, Laptop, Node, Routed, Wire, iperf3, signal};
 use gauge::{Busy, RoundTrips, Stream, Watch};
 use samples::{Metric, Samples, Way};
 use tunnel::Tunnel;
@@ -41,11 +41,13 @@ pub enum Part {
     Rate,
     /// A mesh of five at rest.
     Idle,
+    /// TCP through a relay, and its CPU.
+    Relay,
 }
 
 impl Part {
     /// All, in order.
-    pub const ALL: [Self; 6] = [Self::Tcp, Self::Udp, Self::Ping, Self::Loss, Self::Rate, Self::Idle];
+    pub const ALL: [Self; 7] = [Self::Tcp, Self::Udp, Self::Ping, Self::Loss, Self::Rate, Self::Idle, Self::Relay];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -56,6 +58,7 @@ impl Part {
             Self::Loss => "loss",
             Self::Rate => "rate",
             Self::Idle => "idle",
+            Self::Relay => "relay",
         }
     }
 }
@@ -130,7 +133,7 @@ impl Options {
 
 fn part(name: &str) -> Result<Part> {
     let found = Part::ALL.into_iter().find(|part| part.name() == name);
-    found.with_context(|| format!("{name} is no part: tcp, udp, ping, loss, rate, idle"))
+    found.with_context(|| format!("{name} is no part: tcp, udp, ping, loss, rate, idle, relay"))
 }
 
 /// Runs it and writes the results.
@@ -150,6 +153,9 @@ pub fn run(lab: &mut Lab, options: &Options) -> Result<()> {
     }
     if options.has(Part::Idle) {
         idle(lab, options, &mut samples)?;
+    }
+    if options.has(Part::Relay) {
+        relay(lab, options, &mut samples)?;
     }
     report::write(&samples, options, lab.since().elapsed())
 }
@@ -392,6 +398,45 @@ fn idle(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()> {
         samples.add(Way::Meshd, Metric::Wakeups, (after.switches - before.switches) / seconds);
         samples.add(Way::Meshd, Metric::IdleCpu, (after.cpu - before.cpu) / seconds);
         samples.add(Way::Meshd, Metric::MeshRss, gauge::rss(node.process())?);
+    }
+    Ok(())
+}
+
+/// More than any machine carries: what is measured is work, not the limit.
+const NO_LIMIT: &[&str] = &["--relay-limit", "1000000"];
+
+/// Three machines, two LANs: what a byte costs the one in the middle, and what it costs the ends.
+fn relay(lab: &mut Lab, options: &Options, samples: &mut Samples) -> Result<()> {
+    report::progress("a relay between two LANs");
+    let chain = Chain::new(lab, 3)?;
+    settle(&chain.machines)?;
+    let invite = chain.machines[0].found("chain")?;
+    for machine in &chain.machines[1..] {
+        machine.join(&invite)?;
+    }
+    let nodes = chain.machines.iter().map(|machine| machine.up_with(NO_LIMIT)).collect::<Result<Vec<Node>>>()?;
+    for node in &nodes {
+        node.wait_connected(2, Duration::from_secs(15))?;
+    }
+    let target = nodes[2].ipv4();
+    let _server = iperf3::serve(&chain.machines[2], 5201)?;
+    let cpu = || nodes.iter().map(|node| gauge::cpu_seconds(node.process())).collect::<Result<Vec<_>>>();
+    for _ in 0..options.rounds {
+        for back in [false, true] {
+            let before = cpu()?;
+            let tcp = gauge::tcp(&chain.machines[0], target, options.stream(1, back))?;
+            let spent: Vec<_> = cpu()?.iter().zip(before).map(|(after, before)| after - before).collect();
+            let ends = (spent[0] + spent[2]) / 2.0;
+            let peers = chain.machines[0].ask(&["peers"])?;
+            let far = peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "host-3"));
+            ensure!(far.is_some_and(|far| far["via"] == "host-2"), "not by the relay: {peers}");
+            samples.add(Way::Meshd, Metric::TcpRelayed, tcp.bits_per_second);
+            samples.add(Way::Meshd, Metric::RelayCpu, spent[1] / tcp.bytes * 1e9);
+            samples.add(Way::Meshd, Metric::RelayShare, spent[1] / ends);
+            let shown = [tcp.bits_per_second / 1e6, spent[1] / tcp.bytes * 1e9, spent[1] / ends];
+            let [rate, relay, share] = shown;
+            report::progress(&format!("  {rate:.0} Mbit/s, the relay {relay:.2} s/GB, {share:.2} of an end's"));
+        }
     }
     Ok(())
 }

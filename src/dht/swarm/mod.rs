@@ -238,7 +238,7 @@ impl Directory {
 
     fn handle_command(&mut self, command: Command) {
         match command {
-            Command::Publish(record) => self.publish(record),
+            Command::Publish(record) => self.publish(*record),
             Command::Lookup { id, key } => self.look_up(id, key),
             Command::Dial { peer, endpoints } => self.remember_target(peer, &endpoints, Instant::now()),
             Command::Listening(endpoints) => self.set_listening(&endpoints),

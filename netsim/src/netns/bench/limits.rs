@@ -106,6 +106,7 @@ pub fn check(samples: &Samples) -> Vec<Limit> {
         limit("RSS, idle of five, the worst", worst(Metric::MeshRss, MIB), AtMost(20.0), " MiB"),
         limit("wake-ups, idle of five, the worst", worst(Metric::Wakeups, 1.0), AtMost(10.0), " /s"),
         limit("CPU, idle of five, the worst", worst(Metric::IdleCpu, 0.01), AtMost(0.2), " % of a core"),
+        limit("CPU of a relay / of an end", ours(Metric::RelayShare), AtMost(0.6), ""),
         limit("RSS under load, the worst", worst(Metric::RssLoaded, MIB), AtMost(40.0), " MiB"),
     ]
 }

@@ -96,11 +96,17 @@ pub enum Metric {
     TcpNarrow,
     /// UDP at four fifths of the narrow cable's rate: lost for each sent.
     UdpNarrowLoss,
+    /// TCP through a relay, bit/s.
+    TcpRelayed,
+    /// CPU seconds of the relay for 10^9 bytes of that.
+    RelayCpu,
+    /// The same, for each of one end.
+    RelayShare,
 }
 
 impl Metric {
     /// All, in the order of the table.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 26] = [
         Self::TcpThere,
         Self::TcpBack,
         Self::Tcp4There,
@@ -124,6 +130,9 @@ impl Metric {
         Self::TcpLossy,
         Self::TcpNarrow,
         Self::UdpNarrowLoss,
+        Self::TcpRelayed,
+        Self::RelayCpu,
+        Self::RelayShare,
     ];
 
     /// Its name for programs.
@@ -171,6 +180,9 @@ impl Metric {
             Self::TcpLossy => ("tcp_lossy", "TCP, 1 % loss and 20 ms, Mbit/s", MBIT, 2),
             Self::TcpNarrow => ("tcp_narrow", "TCP, 50 Mbit/s and 64 KB queue, Mbit/s", MBIT, 1),
             Self::UdpNarrowLoss => ("udp_narrow_loss", "UDP 40 Mbit/s on the same: lost, %", 0.01, 2),
+            Self::TcpRelayed => ("tcp_relayed", "TCP through a relay, Mbit/s", MBIT, 0),
+            Self::RelayCpu => ("relay_cpu_s_per_gb", "CPU of the relay, s/GB", 1.0, 2),
+            Self::RelayShare => ("relay_cpu_share", "CPU of the relay, for each of an end's", 1.0, 2),
         }
     }
 }
