@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use netsim::kinds::{Kind, with_udp};
 use netsim::link::Conditions;
 use netsim::oracle::{Way, direct_path_possible};
 use netsim::{HostId, NatKind, Seed, World};
@@ -27,21 +28,6 @@ fn at_the_median(way: Way) -> Duration {
         Way::Birthday => 12 * SECOND,
     }
 }
-
-const KINDS: [(&str, NatKind); 12] = [
-    ("public", NatKind::PUBLIC),
-    ("firewall", NatKind::FIREWALL),
-    ("full cone", NatKind::FULL_CONE),
-    ("address restricted", NatKind::ADDRESS_RESTRICTED),
-    ("port restricted", NatKind::PORT_RESTRICTED),
-    ("port restricted, not preserving", NatKind::PORT_RESTRICTED_NOT_PRESERVING),
-    ("careless Linux", NatKind::CARELESS_LINUX),
-    ("symmetric random", NatKind::SYMMETRIC_RANDOM),
-    ("symmetric sequential", NatKind::SYMMETRIC_SEQUENTIAL),
-    ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
-    ("carrier", NatKind::CARRIER),
-    ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
-];
 
 /// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
 fn two_homes(seed: u64, kinds: [NatKind; 2]) -> (World, [HostId; 2]) {
@@ -69,10 +55,10 @@ fn path(world: &mut World, from: HostId, to: HostId) -> String {
 
 /// The pairs of row `row`, each once.
 fn hold_against_the_oracle(row: usize) {
-    let (name, kind) = KINDS[row];
+    let Kind { name, nat: kind, .. } = with_udp()[row];
     let mut times = Vec::new();
     let mut ways: BTreeMap<Way, Vec<Duration>> = BTreeMap::new();
-    for (column, (other, other_kind)) in KINDS.into_iter().enumerate().skip(row) {
+    for (column, &Kind { name: other, nat: other_kind, .. }) in with_udp().iter().enumerate().skip(row) {
         let way = direct_path_possible(&kind, &other_kind);
         let best = match way {
             Way::Direct | Way::Predicted | Way::Birthday => "direct",

@@ -73,7 +73,7 @@ impl Counters {
 /// The cable and its two laptops. Unplugged, and its threads ended, when dropped.
 #[derive(Debug)]
 pub struct Wire {
-    /// The laptops at its ends: 192.168.N.1 and 192.168.N.2, no route anywhere else.
+    /// The laptops at its ends: .1 and .2 of its subnet (192.168.N), no route anywhere else.
     pub ends: [Laptop; 2],
     counters: Arc<Counters>,
 }
@@ -84,7 +84,13 @@ impl Wire {
     /// # Errors
     /// When the kernel refuses.
     pub fn new(lab: &mut Lab, names: [&str; 2], conditions: Conditions) -> Result<Self> {
-        let [x, y, z] = lab.subnet();
+        let subnet = lab.subnet();
+        Self::within(lab, subnet, names, conditions)
+    }
+
+    /// The same, within a /24 of which the first three bytes are given.
+    pub(super) fn within(lab: &Lab, subnet: [u8; 3], names: [&str; 2], conditions: Conditions) -> Result<Self> {
+        let [x, y, z] = subnet;
         let counters = Arc::new(Counters::default());
         let mut ends = Vec::new();
         let mut taps = Vec::new();
