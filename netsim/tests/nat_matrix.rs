@@ -30,13 +30,14 @@ fn at_the_median(way: Way) -> Duration {
 }
 
 /// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
-fn two_homes(seed: u64, kinds: [NatKind; 2]) -> (World, [HostId; 2]) {
+/// Each home has boxes in a row, the outermost first.
+fn two_homes(seed: u64, homes: [&[NatKind]; 2]) -> (World, [HostId; 2]) {
     let mut world = World::new(Seed::or(seed));
     let internet = world.internet();
     world.topology.set_conditions(internet, Conditions::WAN.losing(2));
     let public = world.laptops(1, internet)[0];
-    let homes = kinds.map(|kind| {
-        let (lan, _) = world.home_behind(kind, internet);
+    let homes = homes.map(|boxes| {
+        let lan = boxes.iter().fold(internet, |outside, kind| world.home_behind(*kind, outside).0);
         let host = world.laptops(1, lan)[0];
         world.introduce(host, &[public]);
         host
@@ -66,7 +67,8 @@ fn hold_against_the_oracle(row: usize) {
         };
         for seed in 0..SEEDS {
             let what = format!("{name} with {other}, seed {seed}");
-            let (mut world, [a, b]) = two_homes(20_000 + (row * 100 + column) as u64 * 100 + seed, [kind, other_kind]);
+            let (mut world, [a, b]) =
+                two_homes(20_000 + (row * 100 + column) as u64 * 100 + seed, [&[kind], &[other_kind]]);
             let took = world.first_answer(a, b, FIRST_PING);
             times.push(took.unwrap_or_else(|| panic!("{what}: no ping is answered; drops: {}", world.drops())));
             let found = world.wait_for(BEST_PATH, |world| path(world, a, b) == best && path(world, b, a) == best);
@@ -87,6 +89,31 @@ fn hold_against_the_oracle(row: usize) {
     }
     times.sort_unstable();
     assert!(times[times.len() / 2] <= 2 * SECOND, "{name}: the median first ping took {:?}", times[times.len() / 2]);
+}
+
+#[test]
+fn a_home_behind_a_carriers_box_is_met_like_one_behind_the_harder_of_both() {
+    for (row, outer) in [NatKind::CARRIER, NatKind::CARRIER_SYMMETRIC, NatKind::SYMMETRIC_RANDOM].iter().enumerate() {
+        for (column, other) in [NatKind::PORT_RESTRICTED, NatKind::CARELESS_LINUX].iter().enumerate() {
+            let way = direct_path_possible(&NatKind::PORT_RESTRICTED.behind(*outer), other);
+            let mut times = Vec::new();
+            for seed in 0..SEEDS {
+                let number = 40_000 + (row * 100 + column) as u64 * 100 + seed;
+                let (mut world, [a, b]) = two_homes(number, [&[*outer, NatKind::PORT_RESTRICTED], &[*other]]);
+                // Only who is used is hunted for.
+                world.first_answer(a, b, FIRST_PING).expect("an answer");
+                let found =
+                    world.wait_for(BEST_PATH, |world| path(world, a, b) == "direct" && path(world, b, a) == "direct");
+                assert!(found.is_some(), "box {row} with {column}, seed {seed}; drops: {}", world.drops());
+                times.push(world.now());
+            }
+            times.sort_unstable();
+            assert!(times[times.len() / 2] <= at_the_median(way), "box {row} with {column}: {times:?}");
+            // One try is enough: the next is a minute later.
+            let late = times.iter().filter(|time| **time > 20 * SECOND).count();
+            assert!(late <= 1, "box {row} with {column}: {times:?}");
+        }
+    }
 }
 
 /// Who relays from `from` to `to`, by name.

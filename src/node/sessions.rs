@@ -245,7 +245,9 @@ impl Node {
         if peer.paths.primary() == Some(endpoint) || peer.is_aside(endpoint) {
             return;
         }
-        if peer.paths.add(endpoint, crate::nat::Origin::Observed) || peer.paths.is_in_doubt(now) {
+        // In a crowd each new one pushes out another, which is new again with its next datagram: probes would beget probes.
+        let crowded = peer.paths.is_crowded();
+        if peer.paths.add(endpoint, crate::nat::Origin::Observed) && !crowded || peer.paths.is_in_doubt(now) {
             self.probe(id, now);
         }
     }

@@ -72,8 +72,8 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// As one line of JSON has it.
-    fn to_json(&self) -> Value {
+    /// For one line of JSON.
+    pub fn to_json(&self) -> Value {
         let ms = |time: Option<Duration>| time.map(|time| time.as_millis() as u64);
         json!({
             "way": name(self.way),
