@@ -182,6 +182,10 @@ impl Node {
         };
         match message {
             Message::Ping { nonce } => {
+                // What answers may become the peer's primary, so its socket must stay; a notice tells of one hit among several.
+                if split(source).0 != 0 {
+                    self.handle_roamed(id, source, now);
+                }
                 let transport = self.peers.get(&id).and_then(|peer| peer.current.clone());
                 let pong = Message::Pong { nonce, observed: self.underlay(source) };
                 if let Some(bytes) = transport.and_then(|transport| seal_message(&transport, &pong, now)) {
