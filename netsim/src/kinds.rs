@@ -117,6 +117,7 @@ pub const KINDS: [Kind; 13] = [
         // A number for each new flow.
         kernel: Kernel { source: Source::Counted { by: "numgen inc", first: 20_000, count: 4096 }, ..Kernel::HOME },
     },
+    // If two flows of a pair meet in it, the kernel changes the source port of the one from outside: harder than need be.
     Kind {
         name: "symmetric-open",
         nat: NatKind::SYMMETRIC_OPEN_FILTER,
