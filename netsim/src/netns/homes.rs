@@ -193,7 +193,7 @@ fn rules(kernel: &Kernel, outside: Ipv4Addr) -> String {
         chain("through", "filter hook forward priority filter", "iifname eth0 ct state new ct status & dnat == 0 drop");
     }
     if !kernel.passes_udp {
-        chain("udp", "filter hook forward priority filter - 1", "meta l4proto udp drop");
+        chain("stop", "filter hook forward priority filter - 1", "meta l4proto udp drop");
     }
     // As long as a kernel remembers a flow that was answered.
     let memory = "flags dynamic,timeout\n timeout 2m\n size 65536";
