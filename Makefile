@@ -1,6 +1,6 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab bench soak fuzz seeds micro instructions image compose-test setup
+.PHONY: help demo test check sim lab matrix bench soak fuzz seeds micro instructions image compose-test setup
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -23,6 +23,10 @@ sim: ## the virtual world: many nodes, virtual time, no privileges
 
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab
+
+matrix: ## every pair of NATs that the kernel can make, three at a time; about four minutes: KINDS=carrier,public RUNS=1
+	cargo build --quiet --workspace --all-features --bins
+	target/debug/netsim matrix $(if $(KINDS),--kinds $(KINDS)) --runs $(or $(RUNS),1)
 
 bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle,relay CONGESTION=cubic OUT=target/bench
 	scripts/bench

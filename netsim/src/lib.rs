@@ -14,6 +14,7 @@
 //! | [`topology`] | segments, cables, islands, gateways: who can reach whom |
 //! | [`transit`] | the way of a datagram, hop by hop |
 //! | [`nat`] | boxes between homes and the Internet: mapping, filtering, memory |
+//! | [`kinds`] | the kinds of boxes of every matrix, in both worlds |
 //! | [`directory`] | a model of libp2p and mDNS behind [`meshd::dht::Command`] and [`meshd::dht::Event`] |
 //! | [`play`] | what a test does with a world |
 //! | [`oracle`] | which pairs must be connected, and whether they are |
@@ -25,6 +26,7 @@
 pub mod directory;
 pub mod heap;
 pub mod host;
+pub mod kinds;
 pub mod link;
 pub mod nat;
 #[cfg(feature = "lab")]

@@ -2,14 +2,14 @@
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command line")]
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use netsim::netns::bench::{self, Options};
 use netsim::netns::load::{self, Sender};
-use netsim::netns::{self, Lab, Place, attack, checked, demo, soak, start};
+use netsim::netns::{self, Lab, Place, attack, checked, demo, matrix, soak, start};
 
 const USAGE: &str = "\
 usage: netsim demo               five laptops on one switch without Internet
@@ -24,6 +24,8 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim load send TARGET BYTES MILLISECONDS RATE
                                  inside the lab only: UDP packets, and how many arrive
        netsim checked …          inside the lab only: loads of which every byte is checked
+       netsim matrix [--kinds a,b,...] [--pairs N] [--runs N] [--out DIR]
+                                 every pair of boxes against the oracle, N (3) at a time, N (1) runs of each
        netsim soak [--minutes N] full load in both directions for N (10) minutes: leaks, stalls, rekeys
 
 The meshd beside this binary is run, or the one that MESHD_BIN names.";
@@ -71,6 +73,13 @@ fn work() -> Result<ExitCode> {
         ["checked", rest @ ..] => {
             println!("{}", checked::act(rest)?);
             Ok(ExitCode::SUCCESS)
+        }
+        ["matrix", "one", a, b, logs] => {
+            inside(&arguments, matrix::LIMIT, |lab| matrix::one(lab, [a, b], Path::new(logs)))
+        }
+        ["matrix", rest @ ..] => {
+            let good = matrix::run(&matrix::Options::parse(rest)?)?;
+            Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         ["soak"] => soak(&arguments, 10),
         ["soak", "--minutes", minutes] => soak(&arguments, minutes.parse::<u32>().context("--minutes N")?.max(1)),

@@ -22,6 +22,7 @@ pub mod frames;
 pub mod homes;
 pub mod iperf3;
 pub mod load;
+pub mod matrix;
 pub mod measure;
 pub mod routed;
 pub mod soak;

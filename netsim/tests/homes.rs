@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use netsim::kinds::{Kind, with_udp};
 use netsim::oracle;
 use netsim::transit::TTL;
 use netsim::{BoxId, HostId, NatKind, Seed, SegmentId, World};
@@ -13,21 +14,6 @@ const MINUTE: Duration = Duration::from_secs(60);
 
 /// Seeds of each story.
 const SEEDS: u64 = 10;
-
-/// Every kind that lets UDP out, by name.
-const KINDS: [(&str, NatKind); 11] = [
-    ("firewall", NatKind::FIREWALL),
-    ("full cone", NatKind::FULL_CONE),
-    ("address restricted", NatKind::ADDRESS_RESTRICTED),
-    ("port restricted", NatKind::PORT_RESTRICTED),
-    ("port restricted, not preserving", NatKind::PORT_RESTRICTED_NOT_PRESERVING),
-    ("careless Linux", NatKind::CARELESS_LINUX),
-    ("symmetric random", NatKind::SYMMETRIC_RANDOM),
-    ("symmetric sequential", NatKind::SYMMETRIC_SEQUENTIAL),
-    ("symmetric with an open filter", NatKind::SYMMETRIC_OPEN_FILTER),
-    ("carrier", NatKind::CARRIER),
-    ("symmetric carrier", NatKind::CARRIER_SYMMETRIC),
-];
 
 /// A home with one member.
 #[derive(Clone, Copy)]
@@ -96,7 +82,7 @@ impl Stage {
 
 #[test]
 fn a_member_on_the_internet_has_a_session_with_every_home_whatever_its_box() {
-    for (index, (name, kind)) in KINDS.into_iter().enumerate() {
+    for (index, &Kind { name, nat: kind, .. }) in with_udp().iter().skip(1).enumerate() {
         for seed in 0..SEEDS {
             let mut stage = Stage::of(10_000 + 100 * index as u64 + seed, [kind, NatKind::PORT_RESTRICTED]);
             stage.start();

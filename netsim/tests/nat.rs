@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netsim::netns::homes::{Home, Homes, Router};
+use netsim::kinds::kind;
+use netsim::netns::homes::{Home, Homes};
 use netsim::netns::trial::{MEET, figure, in_lab};
 use netsim::netns::{Background, Chain, Lab, Node, Pings, wait_for};
 
@@ -19,8 +20,8 @@ const DIRECT: Duration = Duration::from_secs(5);
 const FAR: Duration = Duration::from_secs(10);
 
 /// Founded by the public laptop; both homes have joined by its invite and started.
-fn two_homes(lab: &mut Lab, routers: [Router; 2]) -> Result<(Homes, Node, [Node; 2])> {
-    let homes = Homes::new(lab, &[("ada", routers[0]), ("bob", routers[1])])?;
+fn two_homes(lab: &mut Lab, routers: [&str; 2]) -> Result<(Homes, Node, [Node; 2])> {
+    let homes = Homes::new(lab, &[("ada", kind(routers[0])), ("bob", kind(routers[1]))])?;
     homes.public.found("party")?;
     let public = homes.public.up()?;
     let mut nodes = Vec::new();
@@ -40,7 +41,7 @@ fn endpoint_of(home: &Home, by: &Node) -> Result<String> {
     Ok(peer["endpoint"].as_str().unwrap_or("none").to_owned())
 }
 
-fn meet(lab: &mut Lab, routers: [Router; 2]) -> Result<()> {
+fn meet(lab: &mut Lab, routers: [&str; 2]) -> Result<()> {
     let (homes, mut public, nodes) = two_homes(lab, routers)?;
     let begin = Instant::now();
     for node in &nodes {
@@ -68,7 +69,7 @@ fn meet(lab: &mut Lab, routers: [Router; 2]) -> Result<()> {
 #[test]
 fn two_homes_behind_symmetric_routers_speak_through_the_public_member_and_it_reads_nothing() {
     in_lab(|lab| {
-        let (homes, public, nodes) = two_homes(lab, [Router::Symmetric, Router::Symmetric])?;
+        let (homes, public, nodes) = two_homes(lab, ["symmetric-random", "symmetric-random"])?;
         let begin = Instant::now();
         for node in &nodes {
             node.wait_connected(2, DIRECT)?;
@@ -99,7 +100,7 @@ fn two_homes_behind_symmetric_routers_speak_through_the_public_member_and_it_rea
 #[test]
 fn when_one_of_two_relays_dies_its_pairs_go_on_by_the_other() {
     in_lab(|lab| {
-        let homes = Homes::new(lab, &[("ada", Router::Symmetric), ("bob", Router::Symmetric)])?;
+        let homes = Homes::new(lab, &[("ada", kind("symmetric-random")), ("bob", kind("symmetric-random"))])?;
         let spare = homes.another(lab, "spare")?;
         homes.public.found("party")?;
         let mut public = homes.public.up()?;
@@ -139,7 +140,7 @@ fn when_one_of_two_relays_dies_its_pairs_go_on_by_the_other() {
 #[test]
 fn when_the_direct_way_breaks_the_public_member_carries_it_within_four_seconds() {
     in_lab(|lab| {
-        let (homes, _public, nodes) = two_homes(lab, [Router::Careful, Router::Careful])?;
+        let (homes, _public, nodes) = two_homes(lab, ["port-restricted", "port-restricted"])?;
         let [ada, bob] = &homes.homes[..] else { unreachable!("two homes") };
         let gate = format!("{}:", bob.gate.underlay);
         nodes[0].wait_connected(2, DIRECT)?;
@@ -162,17 +163,17 @@ fn when_the_direct_way_breaks_the_public_member_carries_it_within_four_seconds()
 
 #[test]
 fn two_homes_behind_careful_routers_meet_directly() {
-    in_lab(|lab| meet(lab, [Router::Careful, Router::Careful]));
+    in_lab(|lab| meet(lab, ["port-restricted", "port-restricted"]));
 }
 
 #[test]
 fn two_homes_behind_careless_routers_meet_directly() {
-    in_lab(|lab| meet(lab, [Router::Careless, Router::Careless]));
+    in_lab(|lab| meet(lab, ["careless-linux", "careless-linux"]));
 }
 
 #[test]
 fn a_careless_router_and_a_careful_one_meet_directly() {
-    in_lab(|lab| meet(lab, [Router::Careless, Router::Careful]));
+    in_lab(|lab| meet(lab, ["careless-linux", "port-restricted"]));
 }
 
 #[test]

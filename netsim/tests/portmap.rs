@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use netsim::netns::homes::{Home, Homes, Mapper, Router};
+use netsim::kinds::kind;
+use netsim::netns::homes::{Home, Homes, Mapper};
 use netsim::netns::trial::{MEET, figure, in_lab};
 use netsim::netns::{Background, Lab, Node, wait_for};
 use serde_json::Value;
@@ -28,7 +29,7 @@ struct Party {
 
 /// A public founder, and two homes behind symmetric routers that have joined but do not run; that of ada maps ports.
 fn party(lab: &mut Lab, mapper: Mapper, external: Option<Ipv4Addr>) -> Result<Party> {
-    let homes = Homes::new(lab, &[("ada", Router::Symmetric), ("bob", Router::Symmetric)])?;
+    let homes = Homes::new(lab, &[("ada", kind("symmetric-random")), ("bob", kind("symmetric-random"))])?;
     homes.public.found("party")?;
     let public = homes.public.up()?;
     for home in &homes.homes {

@@ -119,6 +119,11 @@ impl PathAgent {
         self.candidates.iter().map(|candidate| socket::split(candidate.endpoint).0).filter(|number| *number != 0)
     }
 
+    /// Whether another candidate would push one out.
+    pub fn is_crowded(&self) -> bool {
+        self.candidates.len() >= MAX_CANDIDATES
+    }
+
     /// Whether `endpoint` is a candidate.
     pub fn knows(&self, endpoint: SocketAddr) -> bool {
         let endpoint = canonical(endpoint);
@@ -363,6 +368,7 @@ mod tests {
             agent.add(SocketAddr::from(([192, 0, 2, 1], port)), Origin::Observed);
         }
         assert_eq!(agent.endpoints().len(), MAX_CANDIDATES);
+        assert!(agent.is_crowded() && !PathAgent::default().is_crowded());
         let mapped = "[::ffff:192.0.2.7]:5".parse().expect("an endpoint");
         agent.add(mapped, Origin::Sighting);
         assert!(agent.knows("192.0.2.7:5".parse().expect("an endpoint")));

@@ -6,7 +6,7 @@
 //! | sequential | independent | from the fresh socket, which gets the next port |
 //! | sequential | sequential | the i-th datagram to their i-th next port, as they do |
 //! | independent | random | to two thousand ports, one after the other |
-//! | random | independent | from 192 fresh sockets: one of their ports will be guessed (the birthday problem) |
+//! | random | independent | from 192 fresh sockets: one of their ports will be guessed (the birthday problem); in the end from all again |
 //! | random | random or sequential | nothing: a path by chance would take minutes and fill both routers' tables |
 //!
 //! Everything is planned at once, datagram by datagram, and sent when it is due. What hits is authenticated traffic from a new
@@ -47,6 +47,9 @@ const HEAD_START: Duration = Duration::from_millis(700);
 const TICK: Duration = Duration::from_millis(50);
 const HANDFUL: usize = 20;
 const HANDFUL_OF_SOCKETS: usize = 32;
+
+/// Of the knocks at the end: where a carrier gives its homes a thousand ports each, every one of them hits, and one is wanted.
+const HANDFUL_OF_KNOCKS: usize = 4;
 
 /// How often the ports that come next are tried: the peer's fresh mapping is there a relay's delay later, and datagrams get lost.
 const SWEEPS: u32 = 3;
@@ -209,9 +212,14 @@ impl Node {
                     sockets.insert(number);
                     plan.push((birthday + TICK * (nth / HANDFUL_OF_SOCKETS) as u32, through(number, at), true));
                 }
-                // They stay open for as long as the peer guesses.
+                // They stay open for as long as the peer guesses. Then all of them knock: behind two NATs the outer one was not opened
+                // yet, and the peer's is open now for as many ports. Sooner would spoil ports with a careless one.
                 let end = birthday + TICK * (usize::from(GUESSES) / HANDFUL + SOCKETS / HANDFUL_OF_SOCKETS) as u32;
-                plan.push((end, through(ours.socket, at), true));
+                plan.extend(
+                    sockets.iter().enumerate().map(|(nth, number)| {
+                        (end + TICK * (nth / HANDFUL_OF_KNOCKS) as u32, through(*number, at), false)
+                    }),
+                );
                 Some((plan, sockets))
             }
             (Independent { .. }, Independent { .. }) | (Random { .. }, _) | (Sequential { .. }, Random { .. }) => None,

@@ -198,6 +198,10 @@ impl Node {
         };
         match message {
             Message::Ping { nonce } => {
+                // What answers may become the peer's primary, so its socket must stay; a notice tells of one hit among several.
+                if split(source).0 != 0 {
+                    self.handle_roamed(id, source, now);
+                }
                 let transport = self.peers.get(&id).and_then(|peer| peer.current.clone());
                 let pong = Message::Pong { nonce, observed: self.underlay(source) };
                 if let Some(bytes) = transport.and_then(|transport| seal_message(&transport, &pong, now)) {
@@ -281,7 +285,9 @@ impl Node {
         let primary = peer.paths.primary();
         let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
         let between_relays = relayed(primary) && relayed(Some(endpoint));
-        let strange = peer.paths.add(endpoint, crate::nat::Origin::Observed);
+        // In a crowd each new one pushes out another, which is new again with its next datagram: probes would beget probes.
+        let crowded = peer.paths.is_crowded();
+        let strange = peer.paths.add(endpoint, crate::nat::Origin::Observed) && !crowded;
         if between_relays && (strange || peer.paths.has_moved_to(endpoint, now)) {
             self.probe_where(id, |candidate| *candidate == endpoint || Some(*candidate) == primary, now);
         } else if strange || peer.paths.is_in_doubt(now) {

@@ -11,7 +11,8 @@ use crate::identity::{
 };
 use crate::session::handshake::{Initiator, Local};
 use crate::switch::Forwarder;
-use crate::wire::{Batch, DatagramKind, DropReason, Open, Verdict, Way};
+use crate::wire::socket::through;
+use crate::wire::{Batch, DatagramKind, DropReason, Message, Open, Verdict, Way};
 
 use super::own::Own;
 use super::{Command, CommandId, Event, Node, PeerChange, Punted, Reply};
@@ -603,6 +604,44 @@ fn a_member_that_asks_us_to_knock_again_and_again_is_obeyed_once_in_two_seconds(
     let first = sent();
     assert!((1..=32).contains(&first), "{first} datagrams");
     assert_eq!(sent(), 0);
+}
+
+#[test]
+fn a_member_that_is_heard_from_everywhere_is_not_probed_for_each_datagram() {
+    let mut lan = lan(2);
+    let peer = lan.hosts[1].node.peer_id();
+    let now = lan.now;
+    let node = &mut lan.hosts[0].node;
+    for port in 1..=1000 {
+        node.handle_roamed(peer, ([192, 0, 2, 77], port).into(), now);
+    }
+    let sent = std::iter::from_fn(|| node.poll_transmit()).count();
+    assert!((1..=16 * 16).contains(&sent), "{sent} datagrams");
+}
+
+#[test]
+fn sockets_through_which_a_peer_was_answered_stay_open() {
+    let mut lan = lan(2);
+    let peer = lan.hosts[1].node.peer_id();
+    let (now, there) = (lan.now, lan.hosts[1].endpoint);
+    let node = &mut lan.hosts[0].node;
+    for number in [5, 6] {
+        node.surveys.give(number, peer);
+        node.handle_message(peer, &Message::Ping { nonce: 1 }.encode(), through(number, there), now);
+    }
+    node.tidy_sockets();
+    let kept = std::iter::from_fn(|| node.poll_event()).find_map(|event| match event {
+        Event::Sockets(kept) => Some(kept),
+        Event::Directory(_)
+        | Event::Deliver(_)
+        | Event::Reply(..)
+        | Event::Addresses { .. }
+        | Event::Persist(_)
+        | Event::Witnesses(_)
+        | Event::MembershipEnded
+        | Event::PeerChange { .. } => None,
+    });
+    assert_eq!(kept, Some([5, 6].into()));
 }
 
 #[test]

@@ -1,10 +1,10 @@
-//! Homes on an Internet: each laptop behind a router with the kernel's NAT, a slow cable to its provider, the
+//! Homes on an Internet: each laptop behind a box that the kernel makes, a slow cable to its provider, the
 //! providers on one switch, and a public laptop on the same. The ways are 10 ms long each, for a lab without delay hides every mistake
-//! of timing.
+//! of timing. The Internet has addresses of the block for such labs (RFC 2544): a node takes no private one for outside.
 //!
 //! ```text
-//! ada ── gate-ada (NAT) ══ 10 ms ══ isp-ada ──┬── isp-bob ══ 10 ms ══ gate-bob (NAT) ── bob
-//!                                            pub
+//! ada ── box-ada [── carrier] ══ 10 ms ══ isp-ada ──┬── isp-bob ══ 10 ms ══ [carrier ──] box-bob ── bob
+//!                                                  pub
 //! ```
 
 use std::net::Ipv4Addr;
@@ -14,45 +14,20 @@ use anyhow::{Context as _, Result};
 
 use super::wire::Conditions;
 use super::{Background, Lab, Laptop, Wire, run, wait_for};
-
-/// Where the providers' customers are: addresses that a gateway takes for public, and that nobody here leads anywhere else.
-const INTERNET: [u8; 2] = [44, 128];
+use crate::kinds::{Kernel, Kind, Source, Unasked};
 
 /// How long a mapping daemon takes to start, at the most.
 const MAPPER_STARTS: Duration = Duration::from_secs(5);
 
-/// What stands between a home and its provider. All of Linux' keep the port where they can, map independently of the endpoint
-/// until there is a conflict, and filter by address and port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Router {
-    /// Drops what nobody asked for, before it leaves any trace: as home routers do.
-    Careful,
-    /// Lets its own kernel answer what nobody asked for, and remembers it: a laptop that sends to the same peer later gets
-    /// another port.
-    Careless,
-    /// Another port by chance for each destination ("symmetric").
-    Symmetric,
-}
+/// The Internet, of addresses that a gateway takes for public and that nobody here leads anywhere else: .0.0/24 is the switch, .N the
+/// cable of home N, .100+N its inside if nothing is translated.
+const INTERNET: [u8; 2] = [44, 128];
 
-impl Router {
-    /// The rules, for `nft -f`.
-    fn rules(self) -> String {
-        let translate = match self {
-            Self::Careful | Self::Careless => "masquerade",
-            Self::Symmetric => "masquerade random,fully-random",
-        };
-        let filter = match self {
-            Self::Careful | Self::Symmetric => "drop",
-            Self::Careless => "accept",
-        };
-        format!(
-            "table ip home {{\n\
-             chain post {{\n type nat hook postrouting priority srcnat\n oifname eth0 {translate}\n }}\n\
-             chain in {{\n type filter hook input priority filter\n iifname eth0 ct state new {filter}\n }}\n\
-             }}\n"
-        )
-    }
-}
+/// Public laptops are below, providers from here on.
+const PROVIDERS: u8 = 200;
+
+/// The subnet between a home and its carrier: 100.64.N (RFC 6598).
+const CARRIERS: [u8; 2] = [100, 64];
 
 /// The languages in which a router can be asked for a port mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,10 +84,12 @@ impl Mapper {
 /// One home.
 #[derive(Debug)]
 pub struct Home {
-    /// The laptop: 192.168.N.2 behind the gate.
+    /// The laptop, .2 behind its box.
     pub laptop: Laptop,
-    /// The router, as the provider knows it.
+    /// The outermost box, as the provider knows it.
     pub gate: Laptop,
+    /// Where the rest of the world sees the laptop.
+    pub outside: Ipv4Addr,
     provider: Laptop,
     /// Where the provider is on the switch.
     via: Ipv4Addr,
@@ -159,12 +136,20 @@ impl Home {
         Ok(mapped)
     }
 
-    /// From now on nothing gets from here to the gate of `other`: the two providers have fallen out.
+    /// From now on nothing gets from here to `other`: the two providers have fallen out.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn cut_off_from(&self, other: &Self) -> Result<()> {
-        self.provider.run(&format!("ip route replace unreachable {}", other.gate.underlay)).map(drop)
+        self.provider.run(&format!("ip route replace unreachable {}", other.outside)).map(drop)
+    }
+
+    /// What the outermost box remembers, one flow a line.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn flows(&self) -> Result<String> {
+        self.gate.run("cat /proc/net/nf_conntrack")
     }
 }
 
@@ -173,18 +158,18 @@ impl Home {
 pub struct Homes {
     /// On the Internet itself.
     pub public: Laptop,
-    /// Behind routers.
+    /// Behind boxes.
     pub homes: Vec<Home>,
 }
 
 impl Homes {
-    /// Builds them: a name and a router each, and a public laptop `pub`.
+    /// Builds them: a name and a kind of box each, and a public laptop `pub`.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub fn new(lab: &mut Lab, homes: &[(&str, Router)]) -> Result<Self> {
-        let public = lab.laptop("pub")?;
-        let homes = (1..).zip(homes).map(|(seed, (name, router))| home(lab, name, *router, seed));
+    pub fn new(lab: &mut Lab, homes: &[(&str, &Kind)]) -> Result<Self> {
+        let public = lab.laptop_at("pub", within(INTERNET, 0, 1), "switch")?;
+        let homes = (1..).zip(homes).map(|(number, (name, kind))| home(lab, name, &kind.kernel, number));
         let homes = homes.collect::<Result<Vec<_>>>()?;
         for home in &homes {
             let others = homes.iter().map(|other| &other.provider).filter(|other| other.name != home.provider.name);
@@ -198,40 +183,119 @@ impl Homes {
     /// # Errors
     /// When the kernel refuses.
     pub fn another(&self, lab: &mut Lab, name: &str) -> Result<Laptop> {
-        let laptop = lab.laptop(name)?;
+        let laptop = lab.laptop_at(name, within(INTERNET, 0, 2), "switch")?;
         self.homes.iter().try_for_each(|home| lead(&laptop, home))?;
         Ok(laptop)
     }
 }
 
-/// Tells `machine`, which is on the switch, the way to the gate of `home`.
-fn lead(machine: &Laptop, home: &Home) -> Result<()> {
-    let [a, b, c, _] = home.gate.underlay.octets();
-    machine.run(&format!("ip route add {a}.{b}.{c}.0/24 via {}", home.via)).map(drop)
+fn within([a, b]: [u8; 2], subnet: u8, host: u8) -> Ipv4Addr {
+    Ipv4Addr::new(a, b, subnet, host)
 }
 
-fn home(lab: &mut Lab, name: &str, router: Router, seed: u64) -> Result<Home> {
-    let conditions = Conditions { delay: Duration::from_millis(10), seed, ..Conditions::PERFECT };
+/// Tells `machine`, which is on the switch, the way to `home`.
+fn lead(machine: &Laptop, home: &Home) -> Result<()> {
+    for address in [home.gate.underlay, home.outside] {
+        let [a, b, c, _] = address.octets();
+        machine.run(&format!("ip route replace {a}.{b}.{c}.0/24 via {}", home.via))?;
+    }
+    Ok(())
+}
+
+fn home(lab: &mut Lab, name: &str, kernel: &Kernel, number: u8) -> Result<Home> {
+    let conditions = Conditions { delay: Duration::from_millis(10), seed: number.into(), ..Conditions::PERFECT };
     let (gate, provider) = (format!("gate-{name}"), format!("isp-{name}"));
-    let [.., number] = lab.subnet();
-    let cable = Wire::at(lab, [INTERNET[0], INTERNET[1], number], [&gate, &provider], conditions)?;
+    let cable = Wire::within(lab, [INTERNET[0], INTERNET[1], number], [&gate, &provider], conditions)?;
     let [gate, provider] = cable.ends.clone();
-    let [a, b, c] = lab.subnet();
-    let laptop = lab.machine(name, Ipv4Addr::new(a, b, c, 2))?;
-    run(&format!("ip link add home netns {} type veth peer name eth0 netns {name}", gate.name))?;
-    gate.plug_in("home", Ipv4Addr::new(a, b, c, 1))?;
-    laptop.plug_in("eth0", laptop.underlay)?;
-    laptop.run(&format!("ip route add default via {a}.{b}.{c}.1"))?;
     gate.run(&format!("ip route add default via {}", provider.underlay))?;
-    let via = Ipv4Addr::new(192, 168, super::SWITCH_SUBNET, 200 + seed as u8);
+    let via = within(INTERNET, 0, PROVIDERS + number);
     run(&format!("ip link add core-{} type veth peer name core netns {}", provider.name, provider.name))?;
     run(&format!("ip link set core-{} master switch up", provider.name))?;
     provider.plug_in("core", via)?;
-    for machine in [&gate, &provider] {
-        machine.run("sysctl -qw net.ipv4.ip_forward=1")?;
+    provider.run("sysctl -qw net.ipv4.ip_forward=1")?;
+    let inner = match kernel.carrier {
+        None => gate.clone(),
+        Some(carrier) => {
+            let at = within(CARRIERS, number, 2);
+            let inner = lab.machine(&format!("box-{name}"), at)?;
+            join(&gate, within(CARRIERS, number, 1), &inner, at)?;
+            become_box(&gate, carrier)?;
+            inner
+        }
+    };
+    let translates = kernel.source != Source::Kept;
+    let inside = if translates { [192, 168, number] } else { [INTERNET[0], INTERNET[1], 100 + number] };
+    let at = |host: u8| Ipv4Addr::new(inside[0], inside[1], inside[2], host);
+    let laptop = lab.machine(name, at(2))?;
+    join(&inner, at(1), &laptop, at(2))?;
+    become_box(&inner, kernel)?;
+    if !translates {
+        provider.run(&format!("ip route add {}/24 via {}", at(0), gate.underlay))?;
     }
-    let path = gate.dir.join("rules.nft");
-    std::fs::write(&path, router.rules())?;
-    gate.run(&format!("nft -f {}", path.display()))?;
-    Ok(Home { laptop, gate, provider, via, _cable: cable })
+    let outside = if translates { gate.underlay } else { laptop.underlay };
+    Ok(Home { laptop, gate, outside, provider, via, _cable: cable })
+}
+
+/// A cable from `router`, where it is called `home`, to `machine`, whose way out it is.
+fn join(router: &Laptop, near: Ipv4Addr, machine: &Laptop, far: Ipv4Addr) -> Result<()> {
+    run(&format!("ip link add home netns {} type veth peer name eth0 netns {}", router.name, machine.name))?;
+    router.plug_in("home", near)?;
+    machine.plug_in("eth0", far)?;
+    machine.run(&format!("ip route add default via {near}")).map(drop)
+}
+
+/// Makes `machine`, with `home` inside and `eth0` outside, such a box.
+fn become_box(machine: &Laptop, kernel: &Kernel) -> Result<()> {
+    let path = machine.dir.join("rules.nft");
+    std::fs::write(&path, rules(kernel, machine.underlay))?;
+    machine.run(&format!("nft -f {}", path.display()))?;
+    machine.run("sysctl -qw net.ipv4.ip_forward=1").map(drop)
+}
+
+/// The rules, for `nft -f`.
+fn rules(kernel: &Kernel, outside: Ipv4Addr) -> String {
+    let mut chains = String::new();
+    let mut chain = |name: &str, hook: &str, rules: &str| {
+        chains += &format!("chain {name} {{\n type {hook}\n {rules}\n}}\n");
+    };
+    let translate = match kernel.source {
+        Source::Kept => None,
+        Source::Said(words) => Some(words.to_owned()),
+        // By a table: a number that is counted is no port, for its bytes are the other way round.
+        Source::Counted { by, first, count } => {
+            let ports: Vec<_> = (0..count).map(|nth| format!("{nth} : {}", first + nth)).collect();
+            Some(format!("snat to {outside} : {by} mod {count} map {{ {} }}", ports.join(", ")))
+        }
+    };
+    if let Some(translate) = translate {
+        let rules = format!("oifname eth0 meta l4proto udp {translate}\n oifname eth0 masquerade");
+        chain("post", "nat hook postrouting priority srcnat", &rules);
+    }
+    if let Some(which) = kernel.lets_in {
+        // After the translation, so the source is the mapping. Flows that began outside say nothing new.
+        let note = "oifname eth0 meta l4proto udp ct direction original \
+                    update @back { udp sport : ct original ip saddr . ct original proto-src } \
+                    update @asked { ip daddr . udp sport }";
+        chain("note", "filter hook postrouting priority srcnat + 10", note);
+        let pass = format!("iifname eth0 meta l4proto udp {which} dnat to udp dport map @back");
+        chain("pre", "nat hook prerouting priority dstnat", &pass);
+    }
+    if kernel.unasked != Unasked::Passes {
+        if kernel.unasked == Unasked::Drops {
+            chain("in", "filter hook input priority filter", "iifname eth0 ct state new drop");
+        }
+        // What was let in above has another destination by now.
+        chain("through", "filter hook forward priority filter", "iifname eth0 ct state new ct status & dnat == 0 drop");
+    }
+    if !kernel.passes_udp {
+        chain("stop", "filter hook forward priority filter - 1", "meta l4proto udp drop");
+    }
+    // As long as a kernel remembers a flow that was answered.
+    let memory = "flags dynamic,timeout\n timeout 2m\n size 65536";
+    format!(
+        "table ip box {{\n\
+         map back {{\n type inet_service : ipv4_addr . inet_service\n {memory}\n}}\n\
+         set asked {{\n type ipv4_addr . inet_service\n {memory}\n}}\n\
+         {chains}}}\n"
+    )
 }

@@ -89,7 +89,7 @@ pub fn until_first_ping(laptop: &Laptop, target: Ipv4Addr) -> Result<(Node, Dura
 }
 
 /// Pings until the first answer, at most 15 s; false if ping(8) cannot.
-fn ping_once(laptop: &Laptop, target: Ipv4Addr) -> Result<bool> {
+pub(super) fn ping_once(laptop: &Laptop, target: Ipv4Addr) -> Result<bool> {
     let interval = format!("{:.3}", PING_EVERY.as_secs_f64());
     let mut child = laptop
         .command("ping")

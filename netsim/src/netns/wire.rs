@@ -73,7 +73,7 @@ impl Counters {
 /// The cable and its two laptops. Unplugged, and its threads ended, when dropped.
 #[derive(Debug)]
 pub struct Wire {
-    /// The laptops at its ends: .1 and .2 of one /24, 192.168.N unless said otherwise, no route anywhere else.
+    /// The laptops at its ends: .1 and .2 of its subnet (192.168.N), no route anywhere else.
     pub ends: [Laptop; 2],
     counters: Arc<Counters>,
 }
@@ -85,14 +85,11 @@ impl Wire {
     /// When the kernel refuses.
     pub fn new(lab: &mut Lab, names: [&str; 2], conditions: Conditions) -> Result<Self> {
         let subnet = lab.subnet();
-        Self::at(lab, subnet, names, conditions)
+        Self::within(lab, subnet, names, conditions)
     }
 
-    /// The same with addresses of `subnet`/24.
-    ///
-    /// # Errors
-    /// When the kernel refuses.
-    pub fn at(lab: &mut Lab, subnet: [u8; 3], names: [&str; 2], conditions: Conditions) -> Result<Self> {
+    /// The same, within a /24 of which the first three bytes are given.
+    pub(super) fn within(lab: &Lab, subnet: [u8; 3], names: [&str; 2], conditions: Conditions) -> Result<Self> {
         let [x, y, z] = subnet;
         let counters = Arc::new(Counters::default());
         let mut ends = Vec::new();

@@ -1,0 +1,175 @@
+//! The kinds of boxes that every matrix is made of: what each is in the virtual world, and how the kernel does it in the real one.
+
+use crate::nat::NatKind;
+
+/// A kind of box.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// One word, for tables and the command line.
+    pub name: &'static str,
+    /// In the virtual world, and for the oracle.
+    pub nat: NatKind,
+    /// In the real world.
+    pub kernel: Kernel,
+}
+
+/// How nft(8) makes the kernel such a box.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernel {
+    /// What becomes of the source of a new UDP flow outwards.
+    pub source: Source,
+    /// Of the datagrams that no flow awaits, those to a mapping that fit this come in: nft's words for a match. `@asked` has who was
+    /// sent something, by which mapping.
+    pub lets_in: Option<&'static str>,
+    /// What becomes of the others.
+    pub unasked: Unasked,
+    /// Whether UDP passes at all.
+    pub passes_udp: bool,
+    /// The carrier's box outside this one.
+    pub carrier: Option<&'static Self>,
+}
+
+/// The source of a new flow, outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// As it is: the home has public addresses.
+    Kept,
+    /// The box's address and what nft makes of the port by these words.
+    Said(&'static str),
+    /// The box's address, and one of `count` ports from `first` on, by a number that these words make.
+    Counted {
+        /// Before `mod count`.
+        by: &'static str,
+        /// The lowest port.
+        first: u16,
+        /// How many.
+        count: u16,
+    },
+}
+
+/// What a box does with what nobody asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unasked {
+    /// Drops it before it leaves any trace.
+    Drops,
+    /// Answers itself, and remembers it: a laptop that sends to the same peer later gets another port.
+    Answers,
+    /// Passes it on: it is no obstacle.
+    Passes,
+}
+
+impl Kernel {
+    /// What routers at home are: Linux keeps the port where it can, maps independently of the destination until there is a
+    /// conflict, and filters by address and port.
+    const HOME: Self = Self {
+        source: Source::Said("masquerade"),
+        lets_in: None,
+        unasked: Unasked::Drops,
+        passes_udp: true,
+        carrier: None,
+    };
+
+    /// Nothing is translated.
+    const ROUTER: Self = Self { source: Source::Kept, ..Self::HOME };
+
+    /// A block of ports, one for each of the home's.
+    const CARRIER: Self =
+        Self { source: Source::Counted { by: "jhash udp sport", first: 30_000, count: 1024 }, ..Self::HOME };
+
+    /// A block of ports, one by chance for each destination.
+    const CARRIER_SYMMETRIC: Self =
+        Self { source: Source::Said("masquerade to :30000-31023 fully-random"), ..Self::HOME };
+}
+
+/// All of them, from easy to hard where they can be ordered; the last lets no UDP out.
+pub const KINDS: [Kind; 14] = [
+    Kind { name: "public", nat: NatKind::PUBLIC, kernel: Kernel { unasked: Unasked::Passes, ..Kernel::ROUTER } },
+    Kind { name: "firewall", nat: NatKind::FIREWALL, kernel: Kernel::ROUTER },
+    Kind { name: "full-cone", nat: NatKind::FULL_CONE, kernel: Kernel { lets_in: Some(""), ..Kernel::HOME } },
+    Kind {
+        name: "address-restricted",
+        nat: NatKind::ADDRESS_RESTRICTED,
+        kernel: Kernel { lets_in: Some("ip saddr . udp dport @asked"), ..Kernel::HOME },
+    },
+    Kind { name: "port-restricted", nat: NatKind::PORT_RESTRICTED, kernel: Kernel::HOME },
+    Kind {
+        name: "not-preserving",
+        nat: NatKind::PORT_RESTRICTED_NOT_PRESERVING,
+        // The same for all destinations, and nobody can tell it from the port inside.
+        kernel: Kernel {
+            source: Source::Counted { by: "jhash udp sport", first: 20_000, count: 4096 },
+            ..Kernel::HOME
+        },
+    },
+    Kind {
+        name: "careless-linux",
+        nat: NatKind::CARELESS_LINUX,
+        kernel: Kernel { unasked: Unasked::Answers, ..Kernel::HOME },
+    },
+    Kind {
+        name: "symmetric-random",
+        nat: NatKind::SYMMETRIC_RANDOM,
+        kernel: Kernel { source: Source::Said("masquerade fully-random"), ..Kernel::HOME },
+    },
+    Kind {
+        name: "symmetric-sequential",
+        nat: NatKind::SYMMETRIC_SEQUENTIAL,
+        // A number for each new flow.
+        kernel: Kernel { source: Source::Counted { by: "numgen inc", first: 20_000, count: 4096 }, ..Kernel::HOME },
+    },
+    // If two flows of a pair meet in it, the kernel changes the source port of the one from outside: harder than need be.
+    Kind {
+        name: "symmetric-open",
+        nat: NatKind::SYMMETRIC_OPEN_FILTER,
+        kernel: Kernel { source: Source::Said("masquerade fully-random"), lets_in: Some(""), ..Kernel::HOME },
+    },
+    Kind { name: "carrier", nat: NatKind::CARRIER, kernel: Kernel { carrier: Some(&Kernel::CARRIER), ..Kernel::HOME } },
+    Kind {
+        name: "symmetric-carrier",
+        nat: NatKind::CARRIER_SYMMETRIC,
+        kernel: Kernel { carrier: Some(&Kernel::CARRIER_SYMMETRIC), ..Kernel::HOME },
+    },
+    // In the real world a program beside the kernel does it: netsim/tests/portmap.rs.
+    Kind { name: "maps-ports", nat: NatKind::UPNP, kernel: Kernel::HOME },
+    Kind { name: "udp-blocked", nat: NatKind::UDP_BLOCKED, kernel: Kernel { passes_udp: false, ..Kernel::HOME } },
+];
+
+/// Those that let UDP out.
+pub fn with_udp() -> &'static [Kind] {
+    &KINDS[..13]
+}
+
+/// Those of them that the kernel makes alone.
+pub fn of_the_kernel() -> &'static [Kind] {
+    &KINDS[..12]
+}
+
+/// The one of this name.
+///
+/// # Panics
+/// When there is none: a slip of a test's pen.
+pub fn kind(name: &str) -> &'static Kind {
+    find(name).unwrap_or_else(|| panic!("no kind of box is called {name}"))
+}
+
+/// The one of this name, if there is one.
+pub fn find(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|kind| kind.name == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_without_udp_are_last_and_no_name_is_taken_twice() {
+        for (at, kind) in KINDS.iter().enumerate() {
+            assert_eq!(kind.nat.blocks_udp, at >= with_udp().len(), "{}", kind.name);
+            assert_eq!(KINDS.iter().filter(|other| other.name == kind.name).count(), 1, "{}", kind.name);
+            // The two columns tell of one box.
+            assert_eq!(kind.nat.translates, kind.kernel.source != Source::Kept, "{}", kind.name);
+            assert_eq!(kind.nat.blocks_udp, !kind.kernel.passes_udp, "{}", kind.name);
+            assert_eq!(kind.nat.careless, kind.kernel.unasked == Unasked::Answers, "{}", kind.name);
+        }
+    }
+}
