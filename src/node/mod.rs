@@ -15,6 +15,9 @@
 //! | `relay` | two that cannot meet speak through a third |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
+//! | `paths` | round trips over each path, for an operator |
+//! | `why` | why a member is reached as it is, told to an operator |
+//! | `netcheck` | how this network treats us, asked for an operator |
 //! | `picture` | the Fib is drawn |
 
 pub mod command;
@@ -22,8 +25,10 @@ pub mod event;
 mod frames;
 mod handshakes;
 mod hunt;
+mod netcheck;
 mod operator;
 mod own;
+mod paths;
 mod peer;
 mod picture;
 mod punch;
@@ -32,6 +37,7 @@ mod relay;
 mod sessions;
 mod survey;
 mod timers;
+mod why;
 
 pub use command::{Command, CommandId, ForwardingInfo, Reply};
 pub use event::{Deadline, Event, PeerChange, Punted, Reason, Transmit};
@@ -56,8 +62,10 @@ use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::frames::Frames;
 use self::hunt::Hunts;
+use self::netcheck::Netchecks;
 use self::operator::Pings;
 use self::own::Own;
+use self::paths::PathPings;
 use self::peer::Peer;
 use self::picture::Picture;
 use self::relay::Relays;
@@ -93,6 +101,8 @@ pub struct Node {
     refused: BTreeMap<NoisePublic, Instant>,
     frames: Frames,
     pings: Pings,
+    path_pings: PathPings,
+    netchecks: Netchecks,
     standing: Standing,
     observations: Observations,
     relays: Relays,
@@ -147,6 +157,8 @@ impl Node {
             refused: BTreeMap::new(),
             frames: Frames::default(),
             pings: Pings::default(),
+            path_pings: PathPings::default(),
+            netchecks: Netchecks::default(),
             standing: Standing::default(),
             observations: Observations::default(),
             relays: Relays::default(),
@@ -226,6 +238,9 @@ impl Node {
             Command::Stations => self.reply(id, Reply::Stations { stations: self.stations() }),
             Command::Lookup { key } => self.begin_lookup(id, &key, now),
             Command::Ping { peer } => self.begin_ping(id, &peer, now),
+            Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
+            Command::Why { peer } => self.tell_why(id, &peer, now),
+            Command::Netcheck => self.begin_netcheck(id, now),
         }
     }
 
@@ -265,6 +280,7 @@ impl Node {
                 Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
+                Timer::Netcheck => self.end_netcheck(now),
                 Timer::Renew => self.renew_record(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),

@@ -1,6 +1,6 @@
 //! How our NAT maps, asked anew: three members, or three sockets of one, say where a fresh socket of ours is seen.
 //!
-//! Only a relayed path makes us ask. What we learn goes to the peer as a [`Forecast`], and its own comes back; when both are
+//! Only a relayed path makes us ask, or an operator. What we learn goes to the peer as a [`Forecast`], and its own comes back; when both are
 //! fresh, [`super::hunt`] acts on them. A NAT that maps by the source alone is believed for a while; of any other only the
 //! latest mapping is worth anything, so it is asked again each time.
 
@@ -53,8 +53,8 @@ const MAX_SURVEYS: usize = 8;
 pub(super) struct Surveys {
     /// By the number of the fresh socket.
     running: BTreeMap<u16, Survey>,
-    /// Peers for whom one is wanted as soon as a witness has said where it listens.
-    wanted: Vec<PeerId>,
+    /// For whom one is wanted as soon as a witness has said where it listens; `None` is the operator.
+    wanted: Vec<Option<PeerId>>,
     /// Whom we asked for witnesses, when, and how often.
     asked: Option<(PeerId, Instant, u32)>,
     /// Witnesses of others.
@@ -67,12 +67,14 @@ pub(super) struct Surveys {
     askers: Vec<PeerId>,
     /// Our NAT maps by the source alone: seen when.
     independent: Option<Instant>,
+    /// What the last one has brought.
+    latest: Option<(Forecast, Instant)>,
     last_socket: u16,
 }
 
 struct Survey {
-    /// For whom.
-    peer: PeerId,
+    /// For whom; `None` is the operator.
+    peer: Option<PeerId>,
     began: Instant,
     /// In the order in which they are asked.
     places: Vec<Place>,
@@ -113,14 +115,25 @@ impl Surveys {
     /// Our network is another.
     pub(super) fn clear(&mut self) {
         self.independent = None;
+        self.latest = None;
         self.witnesses.clear();
     }
 
     /// A peer is gone.
     pub(super) fn forget(&mut self, id: PeerId) {
         self.witnesses.remove(&id);
-        self.wanted.retain(|wanted| *wanted != id);
+        self.wanted.retain(|wanted| *wanted != Some(id));
         self.askers.retain(|asker| *asker != id);
+    }
+
+    /// What the last survey has brought, and when.
+    pub(super) fn latest(&self) -> Option<(Forecast, Instant)> {
+        self.latest
+    }
+
+    /// Whether one for the operator is under way.
+    pub(super) fn is_for_operator(&self) -> bool {
+        self.wanted.contains(&None) || self.running.values().any(|survey| survey.peer.is_none())
     }
 
     /// Whether a datagram of `id` that came through socket `number` says nothing of a path to it.
@@ -154,15 +167,19 @@ impl Node {
         if std::mem::replace(&mut exchange.surveyed, true) {
             return;
         }
-        self.begin_survey(id, now);
-    }
-
-    fn begin_survey(&mut self, id: PeerId, now: Instant) {
         let untranslated = self.observations.mapping(&self.own.endpoints, false) == Mapping::Untranslated;
         if (untranslated || self.surveys.independent.is_some_and(|at| now < at + BELIEVED))
             && let Some(at) = self.seen_at()
         {
             return self.learn(id, Forecast::Independent { at }, 0, now);
+        }
+        self.begin_survey(Some(id), now);
+    }
+
+    /// Learns it for `id`, or for the operator, whatever we believe to know. Nothing comes of it if nobody can see us.
+    pub(super) fn begin_survey(&mut self, id: Option<PeerId>, now: Instant) {
+        if self.surveys.running.len() >= MAX_SURVEYS {
+            return;
         }
         let mut places = self.observers();
         let Some((helper, _)) = places.first().copied() else { return };
@@ -183,7 +200,9 @@ impl Node {
             Place { observer, at, nonce, seen: None }
         });
         let survey = Survey { peer: id, began: now, places: places.collect(), asked: 0 };
-        self.surveys.give(number, id);
+        if let Some(id) = id {
+            self.surveys.give(number, id);
+        }
         self.surveys.running.insert(number, survey);
         self.tend_surveys(now);
     }
@@ -205,7 +224,7 @@ impl Node {
     }
 
     /// Where our first socket is seen over IPv4: outside, or by everybody.
-    fn seen_at(&self) -> Option<SocketAddr> {
+    pub(super) fn seen_at(&self) -> Option<SocketAddr> {
         let public = self.own.endpoints.iter().filter(|at| !is_local(at.ip()));
         self.own.reflexive.iter().chain(public).find(|at| at.is_ipv4()).copied()
     }
@@ -325,11 +344,19 @@ impl Node {
     fn end_survey(&mut self, number: u16, now: Instant) {
         let Some(survey) = self.surveys.running.remove(&number) else { return };
         let seen: Vec<_> = survey.places.iter().filter_map(|place| place.seen).collect();
-        let Some(forecast) = forecast(&seen, self.seen_at()) else { return };
-        tracing::debug!(peer = %survey.peer, ?forecast, "our NAT");
-        let independent = matches!(forecast, Forecast::Independent { .. });
-        self.surveys.independent = independent.then_some(now);
-        self.learn(survey.peer, forecast, if independent { 0 } else { number }, now);
+        let forecast = forecast(&seen, self.seen_at());
+        if let Some(forecast) = forecast {
+            tracing::debug!(?forecast, "our NAT");
+            let independent = matches!(forecast, Forecast::Independent { .. });
+            self.surveys.independent = independent.then_some(now);
+            self.surveys.latest = Some((forecast, now));
+            if let Some(peer) = survey.peer {
+                self.learn(peer, forecast, if independent { 0 } else { number }, now);
+            }
+        }
+        if survey.peer.is_none() {
+            self.end_netcheck_survey(number, forecast, seen.first().copied(), now);
+        }
     }
 
     /// The try under way with `id`, or a new one.
@@ -348,6 +375,9 @@ impl Node {
 
     /// This is what `id` must know of our NAT.
     fn learn(&mut self, id: PeerId, forecast: Forecast, socket: u16, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.account.ours = Some((forecast, now));
+        }
         let theirs = self.exchange(id, now).and_then(|exchange| exchange.theirs);
         // It would guess, or wait for our guesses, in vain.
         if is_chance(Some(forecast)) | is_chance(theirs) && !self.may_hunt(id, now) {
@@ -362,6 +392,9 @@ impl Node {
 
     /// This is what `id` says of its own.
     pub(super) fn handle_forecast(&mut self, id: PeerId, forecast: Forecast, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.account.theirs = Some((forecast, now));
+        }
         let Some(exchange) = self.exchange(id, now) else { return };
         let repeated = exchange.theirs.replace(forecast).is_some();
         match exchange.ours {
