@@ -174,3 +174,17 @@ fn each_path_is_measured_by_itself() {
     let answer = world.ask(homes[0].0, Command::PingPaths { peer: "nobody".to_owned() });
     assert!(matches!(answer, Reply::Error { ref message } if message.contains("no member is called `nobody`")));
 }
+
+#[test]
+fn where_udp_is_blocked_and_the_directory_is_not_it_says_so() {
+    let (mut world, public, homes) = homes(9, &[NatKind::UDP_BLOCKED]);
+    let home = homes[0].0;
+    world.run_for(10 * SECOND);
+    let told = why(&mut world, home, public);
+    assert_eq!(told.reason, PathReason::UdpBlocked, "{told:?}");
+    let info = netcheck(&mut world, home);
+    assert!(
+        info.udp.blocked && info.udp.heard.is_none() && info.udp.tried.is_some() && info.advice.len() == 1,
+        "{info:?}"
+    );
+}

@@ -51,6 +51,8 @@ pub(super) struct Netchecks {
 struct Netcheck {
     /// Who asked.
     commands: Vec<CommandId>,
+    /// Whether a survey that brought nothing may be made once more: who did not answer is not asked again.
+    again: bool,
     /// The fresh socket, while it is needed.
     socket: Option<u16>,
     hairpin: HairpinInfo,
@@ -76,7 +78,7 @@ impl Node {
             }
             return running.commands.push(command);
         }
-        let running = Netcheck { commands: vec![command], socket: None, hairpin: HairpinInfo::NotKnown };
+        let running = Netcheck { commands: vec![command], again: true, socket: None, hairpin: HairpinInfo::NotKnown };
         self.netchecks.running = Some(running);
         let direct: Vec<_> = self.peers.values().filter(|peer| peer.is_direct()).map(|peer| peer.id).collect();
         for id in direct.into_iter().take(MAX_ASKED) {
@@ -96,6 +98,9 @@ impl Node {
         now: Instant,
     ) {
         let Some(running) = &mut self.netchecks.running else { return };
+        if forecast.is_none() && std::mem::take(&mut running.again) {
+            return self.begin_survey(None, now);
+        }
         let first = self.own.reflexive.iter().find(|at| at.is_ipv4()).copied();
         let (Some(Forecast::Independent { .. }), Some(other), Some(first)) = (forecast, seen, first) else {
             return self.end_netcheck(now);
@@ -149,7 +154,7 @@ impl Node {
             return false;
         }
         let tried = |peer: &&Peer| last_tried(peer).is_some_and(|at| at > heard);
-        let silent = self.peers.values().filter(|peer| peer.failures > 0).filter(tried).count();
+        let silent = self.peers.values().filter(|peer| peer.is_silent()).filter(tried).count();
         // Then one that speaks TCP with us is among those that do not answer.
         silent > 0 && silent + self.standing.connections > self.peers.len()
     }

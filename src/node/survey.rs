@@ -65,6 +65,8 @@ pub(super) struct Surveys {
     own: Vec<(u16, u16)>,
     /// Who asked for them before they were there.
     askers: Vec<PeerId>,
+    /// Who did not answer the last time: behind a NAT, most likely, that knows the first socket only.
+    silent: BTreeSet<PeerId>,
     /// Our NAT maps by the source alone: seen when.
     independent: Option<Instant>,
     /// What the last one has brought.
@@ -116,12 +118,14 @@ impl Surveys {
     pub(super) fn clear(&mut self) {
         self.independent = None;
         self.latest = None;
+        self.silent.clear();
         self.witnesses.clear();
     }
 
     /// A peer is gone.
     pub(super) fn forget(&mut self, id: PeerId) {
         self.witnesses.remove(&id);
+        self.silent.remove(&id);
         self.wanted.retain(|wanted| *wanted != Some(id));
         self.askers.retain(|asker| *asker != id);
     }
@@ -213,14 +217,25 @@ impl Node {
         self.timers.set_if_earlier(Timer::Survey, now + REPEAT);
     }
 
-    /// Members that we reach directly over IPv4 and that see us from outside, and where they are.
+    /// Members that we reach directly over IPv4 and that see us from outside, and where they are. Those at private addresses see
+    /// what stands between us and them only; they will do if there is nobody else, as where all of the world is one company's.
     fn observers(&self) -> Vec<(PeerId, SocketAddr)> {
         let outside =
             |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
         let direct = self.peers.values().filter(|peer| peer.is_direct() && outside(&peer.id));
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.primary()?))).collect();
-        found.retain(|(_, at)| at.is_ipv4() && !is_local(at.ip()));
+        found.retain(|(_, at)| at.is_ipv4());
+        prefer(&mut found, |(_, at)| !is_local(at.ip()));
+        // A fresh socket is a stranger to whoever sits behind a NAT.
+        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, _)| !self.surveys.silent.contains(id));
         found
+    }
+
+    /// Whether a member names `at` and no other place over IPv4: one with a NAT names what it sees and what others see.
+    fn is_sole(&self, id: PeerId, at: SocketAddr) -> bool {
+        let named = self.roster.get(&id).map(|record| record.endpoints.iter().filter(|named| named.is_ipv4()));
+        named.is_some_and(|mut named| named.all(|named| *named == at))
     }
 
     /// Where our first socket is seen over IPv4: outside, or by everybody.
@@ -343,6 +358,13 @@ impl Node {
 
     fn end_survey(&mut self, number: u16, now: Instant) {
         let Some(survey) = self.surveys.running.remove(&number) else { return };
+        for place in &survey.places {
+            if place.seen.is_some() {
+                self.surveys.silent.remove(&place.observer);
+            } else {
+                self.surveys.silent.insert(place.observer);
+            }
+        }
         let seen: Vec<_> = survey.places.iter().filter_map(|place| place.seen).collect();
         let forecast = forecast(&seen, self.seen_at());
         if let Some(forecast) = forecast {
@@ -442,6 +464,13 @@ impl Node {
             }
         }
         None
+    }
+}
+
+/// Keeps those that are better, if there are any.
+fn prefer(found: &mut Vec<(PeerId, SocketAddr)>, is_better: impl Fn(&(PeerId, SocketAddr)) -> bool) {
+    if found.iter().any(&is_better) {
+        found.retain(is_better);
     }
 }
 

@@ -25,6 +25,9 @@ use super::{Node, Peer};
 /// Our budget is named as the reason for so long after it kept us from trying: as long as flows count in it.
 const REFUSAL_COUNTS: Duration = Duration::from_secs(30);
 
+/// So many initiations in one handshake that are not answered are no chance: the last of them is seconds after the first.
+const VAIN: u32 = 3;
+
 /// A path that a hunt has found is seen to be direct so soon: after an answer, at the next look.
 const NOTICED: Duration = Duration::from_secs(6);
 
@@ -72,6 +75,13 @@ impl Account {
             .then_some(PathReason::DirectGuessed),
         };
         ours_was_hit.or_else(theirs_was_hit).unwrap_or(PathReason::Direct)
+    }
+}
+
+impl Peer {
+    /// Whether it has not answered what would have been answered by now.
+    pub(super) fn is_silent(&self) -> bool {
+        self.failures > 0 || self.handshake.as_ref().is_some_and(|outstanding| outstanding.attempt >= VAIN)
     }
 }
 
@@ -161,7 +171,7 @@ impl Node {
             PathReason::UdpBlocked
         } else if !relayed && !self.can_send_to(peer) {
             PathReason::NoSessionNoCandidates
-        } else if peer.failures > 0 {
+        } else if peer.is_silent() {
             PathReason::NoSessionUnreachable
         } else if peer.handshake.is_some() {
             PathReason::NoSessionTrying
@@ -184,9 +194,12 @@ impl Node {
         now: Instant,
     ) -> Option<CandidateInfo> {
         let ago = |at: Instant| now.saturating_duration_since(at).as_secs();
+        let relayed = channel_behind(&candidate.endpoint).is_some();
+        let name = |origin: Origin| origin.name().to_owned();
         Some(CandidateInfo {
             endpoint: self.place(candidate.endpoint)?,
-            origins: candidate.origins.iter().map(|origin| origin.name().to_owned()).collect(),
+            // That datagrams came through a relay's channel as well is no news.
+            origins: candidate.origins.iter().take(if relayed { 1 } else { usize::MAX }).map(name).collect(),
             via: self.relay_at(candidate.endpoint),
             socket: Some(split(candidate.endpoint).0).filter(|number| *number != 0),
             in_use: Some(candidate.endpoint) == primary,
