@@ -75,10 +75,8 @@ fn path(world: &mut World, from: HostId, to: HostId) -> String {
 /// What `from` is told of its path to `to`.
 fn why(world: &mut World, from: HostId, to: HostId) -> WhyInfo {
     let peer = world.host(to).peer.to_string();
-    match world.ask(from, Command::Why { peer }) {
-        Reply::Why(info) => *info,
-        reply => panic!("why? {reply:?}"),
-    }
+    let Reply::Why(info) = world.ask(from, Command::Why { peer }) else { panic!("another reply") };
+    *info
 }
 
 /// Which reasons are true of a pair.

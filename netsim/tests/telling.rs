@@ -30,29 +30,21 @@ fn homes(seed: u64, kinds: &[NatKind]) -> (World, HostId, Vec<(HostId, BoxId)>) 
 
 fn why(world: &mut World, from: HostId, to: HostId) -> WhyInfo {
     let peer = world.host(to).peer.to_string();
-    match world.ask(from, Command::Why { peer }) {
-        Reply::Why(info) => *info,
-        reply => panic!("why? {reply:?}"),
-    }
+    let Reply::Why(info) = world.ask(from, Command::Why { peer }) else { panic!("another reply") };
+    *info
 }
 
 fn netcheck(world: &mut World, host: HostId) -> NetcheckInfo {
     let begin = world.now();
-    match world.ask(host, Command::Netcheck) {
-        Reply::Netcheck(info) => {
-            assert!(world.now() - begin <= 3 * SECOND, "it took {:?}", world.now() - begin);
-            *info
-        }
-        reply => panic!("netcheck? {reply:?}"),
-    }
+    let Reply::Netcheck(info) = world.ask(host, Command::Netcheck) else { panic!("another reply") };
+    assert!(world.now() - begin <= 3 * SECOND, "it took {:?}", world.now() - begin);
+    *info
 }
 
 fn ping_paths(world: &mut World, from: HostId, to: HostId) -> PathPongsInfo {
     let peer = world.host(to).peer.to_string();
-    match world.ask(from, Command::PingPaths { peer }) {
-        Reply::PathPongs(info) => info,
-        reply => panic!("pongs? {reply:?}"),
-    }
+    let Reply::PathPongs(info) = world.ask(from, Command::PingPaths { peer }) else { panic!("another reply") };
+    info
 }
 
 #[test]

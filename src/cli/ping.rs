@@ -61,7 +61,13 @@ fn rtt(reply: &Reply) -> Option<f64> {
         Reply::PathPongs(PathPongsInfo { paths, .. }) => {
             paths.iter().filter_map(|path| path.rtt_ms).min_by(f64::total_cmp)
         }
-        _ => None,
+        Reply::Status(_)
+        | Reply::Peers { .. }
+        | Reply::Stations { .. }
+        | Reply::Lookup(_)
+        | Reply::Why(_)
+        | Reply::Netcheck(_)
+        | Reply::Error { .. } => None,
     }
 }
 

@@ -146,10 +146,8 @@ mod tests {
             "seen_at":["192.0.2.7:4747"]},"their_nat":null,"candidates":[
             {"endpoint":"192.0.2.1:4747","origins":["relay"],"via":"pub","socket":null,"in_use":true,"tried":2,"answered":2,"rtt_ms":23.5},
             {"endpoint":"192.0.2.9:5","origins":["observed"],"via":null,"socket":7,"in_use":false,"tried":null,"answered":null,"rtt_ms":null}]}"#;
-        match serde_json::from_str(text).expect("a reply") {
-            Reply::Why(info) => *info,
-            reply => panic!("{reply:?}"),
-        }
+        let Reply::Why(info) = serde_json::from_str(text).expect("a reply") else { panic!("another reply") };
+        *info
     }
 
     #[test]

@@ -101,12 +101,14 @@ impl Node {
         let peer = self.peers.get(&id)?;
         let primary = peer.current.as_ref().and_then(|_| peer.paths.primary());
         let reason = self.reason(peer, now);
-        let next = match reason {
-            _ if peer.is_direct() => None,
-            PathReason::RelayedHunting => None,
-            PathReason::RelayedResting => peer.rests_until().max(peer.next_punch()),
-            _ if peer.current.is_some() => peer.next_punch(),
-            _ => self.timers.at(Timer::Handshake(id)).or_else(|| self.timers.at(Timer::Reconnect(id))),
+        let next = if peer.is_direct() || reason == PathReason::RelayedHunting {
+            None
+        } else if reason == PathReason::RelayedResting {
+            peer.rests_until().max(peer.next_punch())
+        } else if peer.current.is_some() {
+            peer.next_punch()
+        } else {
+            self.timers.at(Timer::Handshake(id)).or_else(|| self.timers.at(Timer::Reconnect(id)))
         };
         let candidates = peer.paths.candidates();
         let candidates = candidates.iter().filter_map(|candidate| self.candidate_info(candidate, primary, now));
