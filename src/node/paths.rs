@@ -27,7 +27,7 @@ struct PathPing {
     command: CommandId,
     peer: PeerId,
     until: Instant,
-    /// None while there is no session.
+    /// Empty while there is no session.
     asked: Vec<Asked>,
 }
 
