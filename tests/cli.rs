@@ -223,7 +223,16 @@ fn an_unknown_network_is_answered_with_those_there_are() {
 fn every_question_to_a_daemon_that_does_not_run_says_how_to_start_it() {
     let machine = Machine::new();
     machine.json(&["init", "--name", "home"]);
-    for question in [&["status"][..], &["peers", "home"], &["stations"], &["lookup", "x"], &["ping", "x", "-c", "1"]] {
+    for question in [
+        &["status"][..],
+        &["peers", "home"],
+        &["stations"],
+        &["lookup", "x"],
+        &["ping", "x", "-c", "1"],
+        &["ping", "x", "--path"],
+        &["why", "x"],
+        &["netcheck", "home"],
+    ] {
         let line = machine.fails(question);
         assert_eq!(line, "meshd: meshd is not running for network home: start it with `meshd up home`");
     }
@@ -268,6 +277,8 @@ fn a_command_line_without_sense_is_a_usage_error() {
         &["up", "../../etc"],
         &["ping", "x", "-c", "0"],
         &["ping", "x", "-i", "0"],
+        &["why"],
+        &["netcheck", "not a name"],
     ] {
         let output = machine.run(nonsense);
         assert_eq!(output.status.code(), Some(2), "{nonsense:?}");
@@ -326,7 +337,14 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
     assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  ENDPOINT  RTT  HEARD\n");
     let stations = machine.json(&["stations"]);
     assert_eq!((&stations["stations"][0]["mac"], &stations["stations"][0]["by"]), (&made["mac"], &"own".into()));
-    assert!(machine.fails(&["ping", "nobody"]).contains("no member is called `nobody`"));
+    for question in [&["ping", "nobody"][..], &["ping", "nobody", "--path"], &["why", "nobody"]] {
+        assert!(machine.fails(question).contains("no member is called `nobody`; `meshd peers` lists them"));
+    }
+    assert!(machine.fails(&["why", "alpha"]).contains("`alpha` is this node"));
+    let check = machine.json(&["netcheck"]);
+    assert_eq!((&check["nat"]["mapping"], &check["udp"]["tried"]), (&"unknown".into(), &Value::Null), "{check}");
+    let text = String::from_utf8_lossy(&machine.run(&["netcheck"]).stdout).into_owned();
+    assert!(text.contains("UDP:           not tried yet: no member is known to ask\n"), "{text}");
     assert!(machine.fails(&["lookup", "not.a.key"]).contains("no MAC, IP address or name"));
     assert_eq!(status["forwarding"]["lanes"], 1);
     assert!(status["forwarding"]["receive_buffer"].as_u64().is_some_and(|bytes| bytes >= 4 << 20), "{status}");

@@ -289,6 +289,9 @@ impl World {
             reply @ (Reply::Status(_)
             | Reply::Stations { .. }
             | Reply::Lookup(_)
+            | Reply::PathPongs(_)
+            | Reply::Why(_)
+            | Reply::Netcheck(_)
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),
         }

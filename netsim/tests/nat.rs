@@ -41,6 +41,29 @@ fn endpoint_of(home: &Home, by: &Node) -> Result<String> {
     Ok(peer["endpoint"].as_str().unwrap_or("none").to_owned())
 }
 
+/// Until both sides of a relayed pair have told of their NATs while there is traffic: at the second knock, or the third.
+const AGREED: Duration = Duration::from_secs(50);
+
+/// Why `node` reaches `peer` as it does.
+fn why(node: &Node, peer: &str) -> Result<serde_json::Value> {
+    node.laptop().ask(&["why", peer])
+}
+
+/// A netcheck must say this of the NAT, for programs and for people.
+fn check_nat(node: &Node, mapping: &str, ports: Option<&str>) -> Result<()> {
+    let begin = Instant::now();
+    let check = node.laptop().ask(&["netcheck"])?;
+    let took = begin.elapsed();
+    let survey = &check["nat"]["survey"];
+    ensure!(survey["mapping"] == mapping && survey["ports"].as_str() == ports, "{check}");
+    ensure!(check["udp"]["blocked"] == false && check["hairpin"] != "yes", "{check}");
+    ensure!(took < Duration::from_secs(3), "it took {took:?}");
+    figure(&format!("netcheck after {} ms: {survey}, hairpin {}", took.as_millis(), check["hairpin"]));
+    let text = node.laptop().meshd(&["netcheck"])?;
+    ensure!(text.contains(&format!("NAT:           {mapping}")), "{text}");
+    Ok(())
+}
+
 fn meet(lab: &mut Lab, routers: [&str; 2]) -> Result<()> {
     let (homes, mut public, nodes) = two_homes(lab, routers)?;
     let begin = Instant::now();
@@ -59,6 +82,15 @@ fn meet(lab: &mut Lab, routers: [&str; 2]) -> Result<()> {
         ensure!(status["seen_at"][0].as_str().is_some_and(|seen| seen.starts_with(&gate)), "{status}");
     }
     figure(&format!("{routers:?}: direct after {} ms", begin.elapsed().as_millis()));
+    for (node, other) in [(0, "bob"), (1, "ada")] {
+        let told = why(&nodes[node], other)?;
+        ensure!(told["reason"].as_str().is_some_and(|reason| reason.starts_with("direct")), "{told}");
+        let tried = told["candidates"].as_array().context("candidates")?;
+        ensure!(tried.iter().any(|it| it["in_use"] == true && it["answered"].is_u64()), "{told}");
+        check_nat(&nodes[node], "endpoint-independent", None)?;
+    }
+    let paths = nodes[0].laptop().meshd(&["ping", "bob", "--path", "-c", "2"])?;
+    ensure!(paths.contains("in use") && paths.contains("2 transmitted, 2 received"), "{paths}");
     // The public one was only needed to meet.
     public.kill9()?;
     let target = nodes[1].ipv4();
@@ -92,6 +124,16 @@ fn two_homes_behind_symmetric_routers_speak_through_the_public_member_and_it_rea
         drop(capture);
         let seen = std::fs::read(&file)?;
         ensure!(!seen.windows(10).any(|window| window == b"meshdmeshd"), "what was pinged can be read at the relay");
+        for (node, other) in [(0, "bob"), (1, "ada")] {
+            wait_for("both have told of their NATs", AGREED, || {
+                Ok(why(&nodes[node], other)?["reason"] == "relayed-both-random")
+            })?;
+            let told = why(&nodes[node], other)?;
+            ensure!(told["because"].as_str().is_some_and(|why| why.ends_with("relayed by pub")), "{told}");
+            check_nat(&nodes[node], "endpoint-dependent", Some("random"))?;
+        }
+        let text = nodes[0].laptop().meshd(&["why", "bob"])?;
+        ensure!(text.contains("NAT of bob: endpoint-dependent, random ports") && text.contains("relay pub"), "{text}");
         ensure!(public.drops()?.iter().all(|(reason, _)| !reason.ends_with("-channel")), "{:?}", public.drops());
         Ok(())
     });

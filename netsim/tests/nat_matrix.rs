@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use meshd::node::Reply;
+use meshd::node::command::{Command, PathReason, WhyInfo};
 use netsim::kinds::{Kind, with_udp};
 use netsim::link::Conditions;
 use netsim::oracle::{Way, direct_path_possible};
@@ -19,6 +21,9 @@ const FIRST_PING: Duration = Duration::from_secs(5);
 
 /// From then to the best path, at the worst: when a loss has let a careless box be knocked at too early, it must first forget.
 const BEST_PATH: Duration = Duration::from_secs(120);
+
+/// From then until both know that there is no better one, at the worst: two more tries.
+const AGREED: Duration = Duration::from_secs(50);
 
 /// From the start of everything to the best path, in half of all cases.
 fn at_the_median(way: Way) -> Duration {
@@ -54,6 +59,24 @@ fn path(world: &mut World, from: HostId, to: HostId) -> String {
     peers.into_iter().find(|peer| peer.peer == wanted).map_or_else(|| "unknown".to_owned(), |peer| peer.path)
 }
 
+/// What `from` is told of its path to `to`.
+fn why(world: &mut World, from: HostId, to: HostId) -> WhyInfo {
+    let peer = world.host(to).peer.to_string();
+    let Reply::Why(info) = world.ask(from, Command::Why { peer }) else { panic!("another reply") };
+    *info
+}
+
+/// Which reasons are true of a pair.
+fn reasons(way: Way) -> &'static [PathReason] {
+    match way {
+        // A port may have been foreseen or guessed before the mere knock came through.
+        Way::Direct => &[PathReason::Direct, PathReason::DirectPredicted, PathReason::DirectGuessed],
+        Way::Predicted => &[PathReason::DirectPredicted],
+        Way::Birthday => &[PathReason::DirectGuessed],
+        Way::Relayed => &[PathReason::RelayedBothRandom, PathReason::RelayedRandomSequential],
+    }
+}
+
 /// The pairs of row `row`, each once.
 fn hold_against_the_oracle(row: usize) {
     let Kind { name, nat: kind, .. } = with_udp()[row];
@@ -80,6 +103,15 @@ fn hold_against_the_oracle(row: usize) {
             world.run_for(4 * SECOND);
             let conversation = world.conversation(ping);
             assert!(conversation.answered * 10 >= conversation.sent * 7, "{what}: {conversation:?}");
+            if way == Way::Relayed {
+                // If what both say of their NATs was lost the first times, they say it again when they knock again.
+                let told = |world: &mut World, from, to| reasons(way).contains(&why(world, from, to).reason);
+                world.wait_for(AGREED, |world| told(world, a, b) && told(world, b, a));
+            }
+            for (from, to) in [(a, b), (b, a)] {
+                let told = why(&mut world, from, to);
+                assert!(reasons(way).contains(&told.reason), "{what}: {way:?}, but {told:?}");
+            }
         }
     }
     for (way, mut times) in ways {

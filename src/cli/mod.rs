@@ -7,6 +7,7 @@ mod duration;
 mod input;
 mod ping;
 mod render;
+mod telling;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -124,10 +125,23 @@ enum Action {
         /// A MAC, an IP address or a name
         key: String,
     },
+    /// Show why a member is reached as it is: the candidates, both NATs, and the reason
+    Why {
+        /// A name, an address in the mesh, a MAC or a peer id
+        peer: String,
+    },
+    /// Ask anew how this network treats us: its NAT, where others see us, whether UDP comes back
+    Netcheck {
+        #[command(flatten)]
+        which: Which,
+    },
     /// Measure the round trip to a member inside the tunnel
     Ping {
         /// A name, an address in the mesh, a MAC or a peer id
         peer: String,
+        /// Over each path there is, relays too
+        #[arg(long)]
+        path: bool,
         /// Stop after so many [default: at Ctrl-C]
         #[arg(short, long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..))]
         count: Option<u32>,
@@ -229,9 +243,12 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Peers { which } => show(&store, global, which.named, Command::Peers)?,
         Action::Stations { which } => show(&store, global, which.named, Command::Stations)?,
         Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
-        Action::Ping { peer, count, interval } => {
-            let path = runtime(global, &choose(&store, global, None)?)?;
-            return ping::run(&path, &peer, count, interval, global.json);
+        Action::Why { peer } => show(&store, global, None, Command::Why { peer })?,
+        Action::Netcheck { which } => show(&store, global, which.named, Command::Netcheck)?,
+        Action::Ping { peer, path, count, interval } => {
+            let socket = runtime(global, &choose(&store, global, None)?)?;
+            let command = if path { Command::PingPaths { peer } } else { Command::Ping { peer } };
+            return ping::run(&socket, &command, count, interval, global.json);
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -10,7 +10,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::daemon::api;
-use crate::node::command::{Command, PeerInfo, PongInfo, Reply};
+use crate::node::command::{Command, PathPongsInfo, PeerInfo, Reply};
 
 use super::render;
 
@@ -34,9 +34,9 @@ pub(super) struct Statistics {
 }
 
 impl Statistics {
-    fn count(&mut self, pong: Option<&PongInfo>) {
+    fn count(&mut self, rtt: Option<f64>) {
         self.transmitted += 1;
-        let Some(rtt) = pong.map(|pong| pong.rtt_ms) else { return };
+        let Some(rtt) = rtt else { return };
         let before = f64::from(self.received);
         self.received += 1;
         self.min_ms = Some(self.min_ms.map_or(rtt, |min| min.min(rtt)));
@@ -54,16 +54,34 @@ pub(super) fn parse_interval(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs_f64(seconds))
 }
 
-/// Pings `peer` until `count` or Ctrl-C; success means that at least one answer came.
-pub(super) fn run(path: &Path, peer: &str, count: Option<u32>, every: Duration, json: bool) -> Result<ExitCode> {
+/// The round trip of an answer; of several paths the quickest.
+fn rtt(reply: &Reply) -> Option<f64> {
+    match reply {
+        Reply::Pong(pong) => Some(pong.rtt_ms),
+        Reply::PathPongs(PathPongsInfo { paths, .. }) => {
+            paths.iter().filter_map(|path| path.rtt_ms).min_by(f64::total_cmp)
+        }
+        Reply::Status(_)
+        | Reply::Peers { .. }
+        | Reply::Stations { .. }
+        | Reply::Lookup(_)
+        | Reply::Why(_)
+        | Reply::Netcheck(_)
+        | Reply::Error { .. } => None,
+    }
+}
+
+/// Asks `command`, a ping, until `count` or Ctrl-C; success means that at least one answer came.
+pub(super) fn run(path: &Path, command: &Command, count: Option<u32>, every: Duration, json: bool) -> Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start")?;
-    let result = runtime.block_on(pings(path, peer, count, every, json));
+    let result = runtime.block_on(pings(path, command, count, every, json));
     // A request that is still waiting for its answer must not keep us.
     runtime.shutdown_background();
     result
 }
 
-async fn pings(path: &Path, peer: &str, count: Option<u32>, every: Duration, json: bool) -> Result<ExitCode> {
+async fn pings(path: &Path, ping: &Command, count: Option<u32>, every: Duration, json: bool) -> Result<ExitCode> {
+    let (Command::Ping { peer } | Command::PingPaths { peer }) = ping else { bail!("not a ping") };
     let mut statistics = Statistics::default();
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -73,7 +91,7 @@ async fn pings(path: &Path, peer: &str, count: Option<u32>, every: Duration, jso
             _ = &mut stop => break,
             _ = ticks.tick() => {}
         }
-        let (socket, command) = (path.to_owned(), Command::Ping { peer: peer.to_owned() });
+        let (socket, command) = (path.to_owned(), ping.clone());
         let answer = tokio::task::spawn_blocking(move || api::request(&socket, &command));
         let reply = tokio::select! {
             _ = &mut stop => break,
@@ -85,8 +103,7 @@ async fn pings(path: &Path, peer: &str, count: Option<u32>, every: Duration, jso
         {
             bail!("{message}");
         }
-        let pong = if let Reply::Pong(pong) = &reply { Some(pong) } else { None };
-        statistics.count(pong);
+        statistics.count(rtt(&reply));
         render::pinged(json, statistics.transmitted, &reply)?;
     }
     render::statistics(json, peer, &statistics)?;
@@ -110,21 +127,32 @@ fn means(text: &str, peer: &PeerInfo) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pong(rtt_ms: f64) -> PongInfo {
-        let endpoint = "192.0.2.1:4747".parse().expect("an endpoint");
-        PongInfo { name: "laptop".to_owned(), endpoint, rtt_ms, observed: endpoint }
-    }
+    use crate::node::command::PathPongInfo;
 
     #[test]
     fn statistics_count_answers_and_silence() {
         let mut statistics = Statistics::default();
-        statistics.count(Some(&pong(1.0)));
+        statistics.count(Some(1.0));
         statistics.count(None);
-        statistics.count(Some(&pong(4.0)));
+        statistics.count(Some(4.0));
         let expected =
             Statistics { transmitted: 3, received: 2, min_ms: Some(1.0), avg_ms: Some(2.5), max_ms: Some(4.0) };
         assert_eq!(statistics, expected);
+    }
+
+    #[test]
+    fn of_several_paths_the_quickest_counts() {
+        let path = |rtt_ms| PathPongInfo {
+            endpoint: "192.0.2.1:4747".parse().expect("an endpoint"),
+            via: None,
+            socket: None,
+            in_use: false,
+            tried: true,
+            rtt_ms,
+        };
+        let reply = |paths| Reply::PathPongs(PathPongsInfo { name: "laptop".to_owned(), paths });
+        assert_eq!(rtt(&reply(vec![path(None), path(Some(7.0)), path(Some(2.0))])), Some(2.0));
+        assert_eq!(rtt(&reply(vec![path(None)])), None);
     }
 
     #[test]

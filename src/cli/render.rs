@@ -11,6 +11,7 @@ use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Re
 
 use super::duration::human;
 use super::ping::Statistics;
+use super::telling;
 
 /// The one line of a failure.
 pub(super) fn error(error: &anyhow::Error) {
@@ -74,7 +75,9 @@ pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
         Reply::Peers { peers: list } => peers(list),
         Reply::Stations { stations: list } => stations(list),
         Reply::Lookup(info) => lookup(info),
-        Reply::Pong(_) | Reply::Error { .. } => String::new(),
+        Reply::Why(info) => telling::why(info),
+        Reply::Netcheck(info) => telling::netcheck(info),
+        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Error { .. } => String::new(),
     })
 }
 
@@ -88,8 +91,14 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
             "answer from {} at {}: seq={sequence} time={:.3} ms, sees us at {}\n",
             pong.name, pong.endpoint, pong.rtt_ms, pong.observed
         )),
+        Reply::PathPongs(pongs) => print(&telling::path_pongs(sequence, pongs)),
         Reply::Error { message } => print(&format!("no answer: seq={sequence} {message}\n")),
-        Reply::Status(_) | Reply::Peers { .. } | Reply::Stations { .. } | Reply::Lookup(_) => Ok(()),
+        Reply::Status(_)
+        | Reply::Peers { .. }
+        | Reply::Stations { .. }
+        | Reply::Lookup(_)
+        | Reply::Why(_)
+        | Reply::Netcheck(_) => Ok(()),
     }
 }
 
@@ -189,7 +198,8 @@ fn peers(list: &[PeerInfo]) -> String {
     table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
 }
 
-fn path(peer: &PeerInfo) -> String {
+/// `direct`, or `relayed by` whom.
+pub(super) fn path(peer: &PeerInfo) -> String {
     match &peer.via {
         None => peer.path.clone(),
         Some(relay) if peer.relays > 1 => format!("{} by {relay} ({} relays)", peer.path, peer.relays),
@@ -216,25 +226,25 @@ fn lookup(info: &LookupInfo) -> String {
     ])
 }
 
-fn list(items: &[impl ToString]) -> String {
+pub(super) fn list(items: &[impl ToString]) -> String {
     if items.is_empty() {
         return "none".to_owned();
     }
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
-fn dash() -> String {
+pub(super) fn dash() -> String {
     "-".to_owned()
 }
 
 /// `key: value` lines, the values in one column.
-fn key_values(lines: &[(&str, String)]) -> String {
+pub(super) fn key_values(lines: &[(&str, String)]) -> String {
     let width = lines.iter().map(|(key, _)| key.len()).max().unwrap_or(0) + 1;
     lines.iter().map(|(key, value)| format!("{:width$} {value}\n", format!("{key}:"))).collect()
 }
 
 /// A heading and rows in columns, two spaces apart, nothing after the last.
-fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {

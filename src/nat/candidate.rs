@@ -21,6 +21,22 @@ pub enum Origin {
     Relay = 16,
 }
 
+impl Origin {
+    /// All, the most trusted first.
+    const ALL: [Self; 5] = [Self::Relay, Self::Observed, Self::Sighting, Self::Record, Self::Remembered];
+
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Remembered => "remembered",
+            Self::Record => "record",
+            Self::Sighting => "sighting",
+            Self::Observed => "observed",
+            Self::Relay => "relay",
+        }
+    }
+}
+
 /// All origins of one candidate. The derived order is that of the most trusted among them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Origins(u8);
@@ -41,6 +57,11 @@ impl Origins {
         self.0 &= !(origin as u8);
         self.0 == 0
     }
+
+    /// Each of them, the most trusted first.
+    pub fn iter(self) -> impl Iterator<Item = Origin> {
+        Origin::ALL.into_iter().filter(move |origin| self.contains(*origin))
+    }
 }
 
 /// An endpoint that may work.
@@ -52,6 +73,8 @@ pub struct Candidate {
     pub origins: Origins,
     /// When we first sent there, so that our NAT lets its answers in.
     pub opened: Option<Instant>,
+    /// When something that asks for an answer last went there.
+    pub tried: Option<Instant>,
     /// When it last answered.
     pub answered: Option<Instant>,
     /// The last round trip.

@@ -127,6 +127,11 @@ impl Observations {
         self.latest.get(&(peer, false)).map(|observation| observation.seen)
     }
 
+    /// What each observer saw last, by family, and when: the youngest is no surer than the oldest.
+    pub fn latest(&self) -> impl Iterator<Item = (PeerId, SocketAddr, Instant)> {
+        self.latest.iter().map(|((peer, _), observation)| (*peer, observation.seen, observation.at))
+    }
+
     /// We are somewhere else now: nothing that was seen holds.
     pub fn clear(&mut self) {
         self.latest.clear();

@@ -95,7 +95,7 @@ impl PathAgent {
         }
         let mut origins = Origins::default();
         origins.insert(origin);
-        self.candidates.push(Candidate { endpoint, origins, opened: None, answered: None, rtt: None });
+        self.candidates.push(Candidate { endpoint, origins, opened: None, tried: None, answered: None, rtt: None });
         true
     }
 
@@ -112,6 +112,12 @@ impl PathAgent {
             (Some(candidate.endpoint) != self.primary, PathScore::of(candidate), std::cmp::Reverse(candidate.origins))
         });
         candidates.into_iter().map(|candidate| candidate.endpoint).collect()
+    }
+
+    /// Every candidate, the best first.
+    pub fn candidates(&self) -> Vec<Candidate> {
+        let known = |endpoint| self.candidates.iter().find(|candidate| candidate.endpoint == endpoint).copied();
+        self.endpoints().into_iter().filter_map(known).collect()
     }
 
     /// The sockets through which candidates are reached, the first left out.
@@ -148,6 +154,7 @@ impl PathAgent {
         let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) else {
             return true;
         };
+        candidate.tried = Some(now);
         let opened = *candidate.opened.get_or_insert(now);
         OPEN.iter().any(|origin| candidate.origins.contains(*origin)) || now >= opened + OPENING_TIME
     }

@@ -6,7 +6,7 @@
 //! grows together from its ends within a few round trips. The names of all relays go with the question, so a way has no
 //! loop, and no more than [`MAX_RELAYS`]. What nobody asks for again and nobody uses is forgotten.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -91,7 +91,14 @@ impl Node {
         pairs.any(|pair| pair.far.peer == peer && pair.far.inbound == channel)
     }
 
-    /// How many pairs we carry.
+    /// How many pairs of members speak through us.
+    pub(super) fn carried_couples(&self) -> usize {
+        let pairs =
+            self.relays.carried.pairs.values().map(|pair| (pair.origin.min(pair.target), pair.origin.max(pair.target)));
+        pairs.collect::<BTreeSet<_>>().len()
+    }
+
+    /// Ways that lead through us: each of two members may have asked for its own.
     pub(super) fn carried_pairs(&self) -> usize {
         self.relays.carried.pairs.len()
     }

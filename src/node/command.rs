@@ -1,5 +1,12 @@
 //! What an operator asks and is told. Serializable, so the API socket and `--json` carry the same thing.
 
+mod telling;
+
+pub use telling::{
+    CandidateInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo, PathPongsInfo,
+    PathReason, RelayingInfo, UdpInfo, WhyInfo,
+};
+
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -28,6 +35,18 @@ pub enum Command {
         /// A peer id, a name, an overlay address or a MAC.
         peer: String,
     },
+    /// A round trip over each path there is.
+    PingPaths {
+        /// As for [`Command::Ping`].
+        peer: String,
+    },
+    /// Why this path to a member, and not a better one.
+    Why {
+        /// As for [`Command::Ping`].
+        peer: String,
+    },
+    /// How this network treats us, asked anew.
+    Netcheck,
 }
 
 /// The answer.
@@ -50,6 +69,12 @@ pub enum Reply {
     Lookup(LookupInfo),
     /// To [`Command::Ping`].
     Pong(PongInfo),
+    /// To [`Command::PingPaths`].
+    PathPongs(PathPongsInfo),
+    /// To [`Command::Why`].
+    Why(Box<WhyInfo>),
+    /// To [`Command::Netcheck`].
+    Netcheck(Box<NetcheckInfo>),
     /// The command could not be carried out.
     Error {
         /// One line: what is wrong and what to do.

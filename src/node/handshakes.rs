@@ -221,7 +221,10 @@ impl Node {
         }
         let seed = self.random_seed();
         let responder = Responder::read(&self.local, datagram, seed).map_err(|error| refusal(&error))?;
-        let (record, stamp) = self.check_hello(responder.payload(), responder.remote(), now)?;
+        let (record, stamp) = match self.check_hello(responder.payload(), responder.remote(), now) {
+            Err(DropReason::HandshakeSelf) if self.handle_own_initiation(now) => return Ok(()),
+            checked => checked?,
+        };
         let id = record.peer();
         let outstanding = self.peers.get(&id).and_then(|peer| peer.handshake.as_ref());
         if let Some(outstanding) = outstanding
@@ -326,6 +329,9 @@ impl Node {
             self.indices.remove(&oldest.local());
         }
         peer.paths.adopt(endpoint, now);
+        if channel_behind(&endpoint).is_none() {
+            self.netchecks.note_heard(now);
+        }
         peer.failures = 0;
         peer.departed = false;
         let first = !std::mem::replace(&mut peer.connected, true);
@@ -379,7 +385,7 @@ impl Node {
     }
 
     /// Milliseconds of this run above every earlier run, and greater than any stamp before.
-    fn next_stamp(&mut self, now: Instant) -> u64 {
+    pub(super) fn next_stamp(&mut self, now: Instant) -> u64 {
         let run = now.saturating_duration_since(self.clock.start).as_millis() as u64;
         self.last_stamp = (self.last_stamp + 1).max(sequence_base(self.config.boots) + run);
         self.last_stamp

@@ -38,7 +38,7 @@ use super::timers::Timer;
 const SOCKETS: usize = 192;
 
 /// Guesses of a birthday: one in five hundred tries fails for want of more.
-const GUESSES: u16 = 2048;
+pub(super) const GUESSES: u16 = 2048;
 
 /// Mere knocking has so long to succeed before a birthday begins.
 const HEAD_START: Duration = Duration::from_millis(700);
@@ -96,6 +96,8 @@ struct Hunt {
     plan: VecDeque<Probe>,
     sockets: BTreeSet<u16>,
     birthday: bool,
+    /// Our forecast and theirs.
+    known: (Forecast, Forecast),
 }
 
 impl Hunts {
@@ -118,6 +120,11 @@ impl Hunts {
         room
     }
 
+    /// Whether ports are being tried for `id`.
+    pub(super) fn is_running(&self, id: PeerId) -> bool {
+        self.running.contains_key(&id)
+    }
+
     pub(super) fn forget(&mut self, id: PeerId) {
         self.running.remove(&id);
     }
@@ -127,14 +134,25 @@ impl Hunts {
     }
 }
 
+impl super::peer::Peer {
+    /// Whether there was traffic with it lately.
+    pub(super) fn is_used(&self, now: Instant) -> bool {
+        self.transports().filter_map(|session| session.last_sent()).any(|at| now < at + USED)
+    }
+
+    /// When ports may be guessed for it again, if they have been.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        let wait = BIRTHDAYS[self.birthdays.saturating_sub(1).min(BIRTHDAYS.len() - 1)];
+        self.birthday.map(|last| last + wait)
+    }
+}
+
 impl Node {
     /// Whether a birthday with `id` may begin: one at a time, for a peer that is used, ever more seldom.
     pub(super) fn may_hunt(&self, id: PeerId, now: Instant) -> bool {
         let Some(peer) = self.peers.get(&id) else { return false };
-        let used = peer.transports().filter_map(|session| session.last_sent()).any(|at| now < at + USED);
-        let wait = BIRTHDAYS[peer.birthdays.saturating_sub(1).min(BIRTHDAYS.len() - 1)];
-        let rested = peer.birthday.is_none_or(|last| now >= last + wait);
-        used && rested && !self.hunts.running.values().any(|hunt| hunt.birthday)
+        let rested = peer.rests_until().is_none_or(|until| now >= until);
+        peer.is_used(now) && rested && !self.hunts.running.values().any(|hunt| hunt.birthday)
     }
 
     /// Acts on what both sides know, if they do.
@@ -152,6 +170,9 @@ impl Node {
         // Guesses last a few seconds, and are for one peer at a time.
         let flows: Vec<_> = plan.iter().map(|(_, to, _)| *to).collect();
         if flows.len() <= FLOWS && !self.hunts.admit(&flows, now) {
+            if let Some(peer) = self.peers.get_mut(&id) {
+                peer.account.refused = Some(now);
+            }
             return self.counters.count_many(DropReason::ProbeBudget, plan.len() as u64);
         }
         // The last answer may be on its way, so the sockets stay until one more has gone nowhere.
@@ -161,7 +182,7 @@ impl Node {
             (peer.birthday, peer.birthdays) = (Some(now), peer.birthdays + 1);
         }
         sockets.iter().for_each(|number| self.surveys.give(*number, id));
-        self.hunts.running.insert(id, Hunt { plan: plan.into(), sockets, birthday });
+        self.hunts.running.insert(id, Hunt { plan: plan.into(), sockets, birthday, known: (ours.forecast, theirs) });
         self.hunt(id, now);
     }
 
@@ -233,6 +254,11 @@ impl Node {
         let Some(transport) = peer.and_then(|peer| peer.current.clone()) else { return self.tidy_sockets() };
         let nonce = self.rng.next_u64();
         let due = hunt.plan.partition_point(|(at, ..)| *at <= now);
+        if due > 0
+            && let Some(peer) = self.peers.get_mut(&id)
+        {
+            peer.account.hunted = Some((hunt.known.0, hunt.known.1, now));
+        }
         for (_, endpoint, opens) in hunt.plan.drain(..due) {
             // A guess that there is no room for is one of many.
             if !self.is_overlay(split(endpoint).1.ip())
@@ -274,6 +300,7 @@ impl Node {
             .chain(learnt)
             .chain(self.surveys.sockets())
             .chain(self.hunts.sockets())
+            .chain(self.netchecks.sockets())
             .filter(|number| *number != 0)
             .collect()
     }

@@ -17,6 +17,9 @@
 //! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `operator` | what an operator asks |
+//! | `paths` | round trips over each path, for an operator |
+//! | `why` | why a member is reached as it is, told to an operator |
+//! | `netcheck` | how this network treats us, asked for an operator |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
@@ -26,8 +29,10 @@ mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
+mod netcheck;
 mod operator;
 mod own;
+mod paths;
 mod peer;
 mod picture;
 mod punch;
@@ -36,6 +41,7 @@ mod relay;
 mod sessions;
 mod survey;
 mod timers;
+mod why;
 
 pub use command::{Command, CommandId, ForwardingInfo, Reply};
 pub use event::{Deadline, Event, PeerChange, Punted, Reason, Transmit};
@@ -60,8 +66,10 @@ use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::frames::Frames;
 use self::hunt::Hunts;
+use self::netcheck::Netchecks;
 use self::operator::Pings;
 use self::own::Own;
+use self::paths::PathPings;
 use self::peer::Peer;
 use self::picture::Picture;
 use self::relay::Relays;
@@ -97,6 +105,8 @@ pub struct Node {
     refused: BTreeMap<NoisePublic, Instant>,
     frames: Frames,
     pings: Pings,
+    path_pings: PathPings,
+    netchecks: Netchecks,
     standing: Standing,
     observations: Observations,
     relays: Relays,
@@ -151,6 +161,8 @@ impl Node {
             refused: BTreeMap::new(),
             frames: Frames::default(),
             pings: Pings::default(),
+            path_pings: PathPings::default(),
+            netchecks: Netchecks::default(),
             standing: Standing::default(),
             observations: Observations::default(),
             relays: Relays::default(),
@@ -239,6 +251,9 @@ impl Node {
             Command::Stations => self.reply(id, Reply::Stations { stations: self.stations() }),
             Command::Lookup { key } => self.begin_lookup(id, &key, now),
             Command::Ping { peer } => self.begin_ping(id, &peer, now),
+            Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
+            Command::Why { peer } => self.tell_why(id, &peer, now),
+            Command::Netcheck => self.begin_netcheck(id, now),
         }
     }
 
@@ -278,6 +293,7 @@ impl Node {
                 Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
+                Timer::Netcheck => self.end_netcheck(now),
                 Timer::Renew => self.renew_record(now),
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),

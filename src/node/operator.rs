@@ -19,10 +19,10 @@ use super::frames::LOOKUP_PATIENCE;
 use super::timers::Timer;
 
 /// How long a ping may take, handshake included.
-const PING_PATIENCE: Duration = Duration::from_secs(5);
+pub(super) const PING_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Operator's questions under way; a script that asks faster than the network answers is told so.
-const MAX_UNDER_WAY: usize = 256;
+pub(super) const MAX_UNDER_WAY: usize = 256;
 
 /// Pings under way, by nonce.
 #[derive(Default)]
@@ -39,7 +39,7 @@ struct Ping {
 impl Node {
     /// Whether an operator waits for an answer of this peer.
     pub(super) fn is_pinged(&self, id: PeerId) -> bool {
-        self.pings.0.values().any(|ping| ping.peer == id)
+        self.pings.0.values().any(|ping| ping.peer == id) || self.is_path_pinged(id)
     }
 
     pub(super) fn status(&self, now: Instant) -> Status {
@@ -80,7 +80,7 @@ impl Node {
         infos
     }
 
-    fn peer_info(&self, record: &Verified<Record>, now: Instant) -> PeerInfo {
+    pub(super) fn peer_info(&self, record: &Verified<Record>, now: Instant) -> PeerInfo {
         let peer = self.peers.get(&record.peer());
         let session = peer.and_then(|peer| peer.current.as_ref());
         let path = match peer {
@@ -165,14 +165,10 @@ impl Node {
     }
 
     pub(super) fn begin_ping(&mut self, command: CommandId, text: &str, now: Instant) {
-        let Some(peer) = self.resolve(text) else {
-            let message = format!("no member is called `{text}`; `meshd peers` lists them");
-            return self.reply(command, Reply::Error { message });
+        let peer = match self.member(text) {
+            Ok(peer) => peer,
+            Err(message) => return self.reply(command, Reply::Error { message }),
         };
-        if peer == self.own.peer {
-            let message = format!("`{text}` is this node");
-            return self.reply(command, Reply::Error { message });
-        }
         if self.pings.0.len() >= MAX_UNDER_WAY {
             return self.reply(command, busy());
         }
@@ -196,6 +192,7 @@ impl Node {
                 ping.sent = Some(now);
             }
         }
+        self.send_path_pings(id, now);
     }
 
     /// A pong: true if it answers an operator's ping.
@@ -222,7 +219,7 @@ impl Node {
         split(relay.unwrap_or(endpoint)).1
     }
 
-    fn name_of(&self, id: PeerId) -> String {
+    pub(super) fn name_of(&self, id: PeerId) -> String {
         self.roster.get(&id).map_or_else(|| id.to_string(), |record| record.name().to_string())
     }
 
@@ -233,8 +230,9 @@ impl Node {
 
     pub(super) fn expire_pings(&mut self, now: Instant) {
         self.end_pings(|ping| ping.until <= now, "does not answer");
+        self.expire_path_pings(now);
         if let Some(until) = self.pings.0.values().map(|ping| ping.until).min() {
-            self.timers.set(Timer::Pings, until);
+            self.timers.set_if_earlier(Timer::Pings, until);
         }
     }
 
@@ -245,6 +243,15 @@ impl Node {
                 let name = self.roster.get(&ping.peer).map_or_else(|| ping.peer.to_string(), |r| r.name().to_string());
                 self.reply(ping.command, Reply::Error { message: format!("{name} {why}") });
             }
+        }
+    }
+
+    /// The other member that `text` names, or what is wrong with it.
+    pub(super) fn member(&self, text: &str) -> Result<PeerId, String> {
+        match self.resolve(text) {
+            Some(peer) if peer == self.own.peer => Err(format!("`{text}` is this node")),
+            Some(peer) => Ok(peer),
+            None => Err(format!("no member is called `{text}`; `meshd peers` lists them")),
         }
     }
 
@@ -267,10 +274,10 @@ fn parse_key(text: &str) -> Option<LookupKey> {
     text.parse().ok().map(LookupKey::Name)
 }
 
-fn busy() -> Reply {
+pub(super) fn busy() -> Reply {
     Reply::Error { message: "too many questions are under way; try again in a moment".to_owned() }
 }
 
-fn milliseconds(span: Duration) -> f64 {
+pub(super) fn milliseconds(span: Duration) -> f64 {
     span.as_secs_f64() * 1000.0
 }

@@ -13,6 +13,7 @@ use crate::session::handshake::Initiator;
 use crate::wire::relay::channel_behind;
 
 use super::survey::Exchange;
+use super::why::Account;
 
 /// Frames that wait for one peer's session: a TCP start and an ARP or two. More would only arrive too late.
 const MAX_WAITING: usize = 32;
@@ -55,6 +56,8 @@ pub(super) struct Peer {
     pub(super) knocked: Option<Instant>,
     /// What both know of their NATs.
     pub(super) exchange: Option<Exchange>,
+    /// What an operator is told of it.
+    pub(super) account: Account,
     /// When ports were last guessed by the hundred, and how often.
     pub(super) birthday: Option<Instant>,
     pub(super) birthdays: usize,
@@ -111,6 +114,7 @@ impl Peer {
             punches: 0,
             knocked: None,
             exchange: None,
+            account: Account::default(),
             birthday: None,
             birthdays: 0,
             aside: VecDeque::new(),

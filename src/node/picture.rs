@@ -17,7 +17,7 @@ const PACE: Duration = Duration::from_millis(10);
 
 /// The UDP payload that any path carries: IPv6's minimum MTU of 1280 less 48 bytes of headers would always do; Ethernet
 /// with 1500 and IPv6 gives 1452. Until paths are probed, every LAN of the founders is Ethernet.
-const PATH_PAYLOAD: usize = 1452;
+pub(super) const PATH_PAYLOAD: usize = 1452;
 
 /// An endpoint for peers without a session; never sent to.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);

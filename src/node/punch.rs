@@ -35,12 +35,25 @@ const AGAIN: [Duration; 4] =
 /// A member that keeps asking us to knock is not obeyed more often: its record may name others' addresses.
 const PACE: Duration = Duration::from_secs(2);
 
+impl super::peer::Peer {
+    /// When all its candidates are to be tried again, if they have been.
+    pub(super) fn next_punch(&self) -> Option<Instant> {
+        self.punched.map(|last| last + AGAIN[self.punches.saturating_sub(1).min(AGAIN.len() - 1)])
+    }
+
+    /// Whether a try of all its candidates has had its time.
+    pub(super) fn was_punched(&self, now: Instant) -> bool {
+        self.punches > 1 || self.punched.is_some_and(|last| now >= last + PACE)
+    }
+}
+
 impl Node {
     /// Sends a datagram to a candidate of a peer: so that it arrives, if we have been to our own door. Returns whether it will.
     pub(super) fn approach(&mut self, id: PeerId, endpoint: SocketAddr, bytes: &[u8], now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&id) else { return true };
         let unproved = peer.paths.is_unproved(endpoint, now);
         if unproved && !(self.hunts.afford(OPENINGS as u32, now) && self.hunts.admit(&[endpoint], now)) {
+            peer.account.refused = Some(now);
             self.counters.count(DropReason::ProbeBudget);
             return true;
         }
@@ -62,14 +75,15 @@ impl Node {
     pub(super) fn upgrade(&mut self, id: PeerId, now: Instant) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.is_direct() {
+            peer.account.direct.get_or_insert(now);
             (peer.punched, peer.punches) = (None, 0);
             peer.exchange = None;
             return;
         }
+        peer.account.direct = None;
         self.keep_relays(id, now);
         let Some(peer) = self.peers.get_mut(&id) else { return };
-        let wait = AGAIN[peer.punches.saturating_sub(1).min(AGAIN.len() - 1)];
-        if peer.punched.is_some_and(|last| now < last + wait) {
+        if peer.next_punch().is_some_and(|next| now < next) {
             return;
         }
         (peer.punched, peer.punches) = (Some(now), peer.punches + 1);

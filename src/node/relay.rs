@@ -428,6 +428,17 @@ impl Node {
         rtt.map_or(u32::MAX, |rtt| u32::try_from(rtt.as_micros()).unwrap_or(u32::MAX))
     }
 
+    /// The relay by which a channel of ours leads.
+    pub(super) fn carrier(&self, channel: u32) -> Option<PeerId> {
+        self.relays.circuits.get(&channel).map(|circuit| circuit.relay)
+    }
+
+    /// Our relays, once for each member to whom they would carry; and how many pairs we relay for.
+    pub(super) fn relaying(&self) -> (impl Iterator<Item = PeerId>, usize) {
+        let ready = self.relays.circuits.values().filter(|circuit| circuit.out.is_some());
+        (ready.map(|circuit| circuit.relay), self.carried_couples())
+    }
+
     /// Every channel at which we are addressed, for the picture.
     pub(super) fn channels(&self) -> impl Iterator<Item = (u32, Channel)> {
         let own = self.relays.circuits.keys().map(|channel| (*channel, Channel::Own));

@@ -148,7 +148,7 @@ impl Node {
     }
 
     /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
-    fn probe_primary(&mut self, id: PeerId, now: Instant) {
+    pub(super) fn probe_primary(&mut self, id: PeerId, now: Instant) {
         let primary = self.peers.get(&id).and_then(|peer| peer.paths.endpoints().first().copied());
         self.probe_where(id, |endpoint| Some(*endpoint) == primary, now);
     }
@@ -231,7 +231,13 @@ impl Node {
     }
 
     fn handle_pong(&mut self, id: PeerId, nonce: u64, observed: SocketAddr, source: SocketAddr, now: Instant) {
-        if self.answer_survey(id, nonce, observed, now) || self.answer_ping(id, nonce, observed, source, now) {
+        if channel_behind(&source).is_none() {
+            self.netchecks.note_heard(now);
+        }
+        if self.answer_survey(id, nonce, observed, now)
+            || self.answer_ping(id, nonce, observed, source, now)
+            || self.answer_path_ping(id, nonce, now)
+        {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
@@ -327,6 +333,7 @@ impl Node {
         self.tidy_sockets();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.exchange = None;
+        peer.account.forget();
         peer.paths.reset();
         peer.failures = peer.failures.max(1);
         if std::mem::replace(&mut peer.connected, false) {

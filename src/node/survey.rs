@@ -1,6 +1,6 @@
 //! How our NAT maps, asked anew: three members, or three sockets of one, say where a fresh socket of ours is seen.
 //!
-//! Only a relayed path makes us ask. What we learn goes to the peer as a [`Forecast`], and its own comes back; when both are
+//! Only a relayed path makes us ask, or an operator. What we learn goes to the peer as a [`Forecast`], and its own comes back; when both are
 //! fresh, [`super::hunt`] acts on them. A NAT that maps by the source alone is believed for a while; of any other only the
 //! latest mapping is worth anything, so it is asked again each time.
 
@@ -53,8 +53,8 @@ const MAX_SURVEYS: usize = 8;
 pub(super) struct Surveys {
     /// By the number of the fresh socket.
     running: BTreeMap<u16, Survey>,
-    /// Peers for whom one is wanted as soon as a witness has said where it listens.
-    wanted: Vec<PeerId>,
+    /// For whom one is wanted as soon as a witness has said where it listens; `None` is the operator.
+    wanted: Vec<Option<PeerId>>,
     /// Whom we asked for witnesses, when, and how often.
     asked: Option<(PeerId, Instant, u32)>,
     /// Witnesses of others.
@@ -65,14 +65,18 @@ pub(super) struct Surveys {
     own: Vec<(u16, u16)>,
     /// Who asked for them before they were there.
     askers: Vec<PeerId>,
+    /// Who did not answer the last time: behind a NAT, most likely, that knows the first socket only.
+    silent: BTreeSet<PeerId>,
     /// Our NAT maps by the source alone: seen when.
     independent: Option<Instant>,
+    /// What the last one has brought.
+    latest: Option<(Forecast, Instant)>,
     last_socket: u16,
 }
 
 struct Survey {
-    /// For whom.
-    peer: PeerId,
+    /// For whom; `None` is the operator.
+    peer: Option<PeerId>,
     began: Instant,
     /// In the order in which they are asked.
     places: Vec<Place>,
@@ -113,14 +117,27 @@ impl Surveys {
     /// Our network is another.
     pub(super) fn clear(&mut self) {
         self.independent = None;
+        self.latest = None;
+        self.silent.clear();
         self.witnesses.clear();
     }
 
     /// A peer is gone.
     pub(super) fn forget(&mut self, id: PeerId) {
         self.witnesses.remove(&id);
-        self.wanted.retain(|wanted| *wanted != id);
+        self.silent.remove(&id);
+        self.wanted.retain(|wanted| *wanted != Some(id));
         self.askers.retain(|asker| *asker != id);
+    }
+
+    /// What the last survey has brought, and when.
+    pub(super) fn latest(&self) -> Option<(Forecast, Instant)> {
+        self.latest
+    }
+
+    /// Whether one for the operator is under way.
+    pub(super) fn is_for_operator(&self) -> bool {
+        self.wanted.contains(&None) || self.running.values().any(|survey| survey.peer.is_none())
     }
 
     /// Whether a datagram of `id` that came through socket `number` says nothing of a path to it.
@@ -154,15 +171,19 @@ impl Node {
         if std::mem::replace(&mut exchange.surveyed, true) {
             return;
         }
-        self.begin_survey(id, now);
-    }
-
-    fn begin_survey(&mut self, id: PeerId, now: Instant) {
         let untranslated = self.observations.mapping(&self.own.endpoints, false) == Mapping::Untranslated;
         if (untranslated || self.surveys.independent.is_some_and(|at| now < at + BELIEVED))
             && let Some(at) = self.seen_at()
         {
             return self.learn(id, Forecast::Independent { at }, 0, now);
+        }
+        self.begin_survey(Some(id), now);
+    }
+
+    /// Learns it for `id`, or for the operator, whatever we believe to know. Nothing comes of it if nobody can see us.
+    pub(super) fn begin_survey(&mut self, id: Option<PeerId>, now: Instant) {
+        if self.surveys.running.len() >= MAX_SURVEYS {
+            return;
         }
         let mut places = self.observers();
         let Some((helper, _)) = places.first().copied() else { return };
@@ -183,7 +204,9 @@ impl Node {
             Place { observer, at, nonce, seen: None }
         });
         let survey = Survey { peer: id, began: now, places: places.collect(), asked: 0 };
-        self.surveys.give(number, id);
+        if let Some(id) = id {
+            self.surveys.give(number, id);
+        }
         self.surveys.running.insert(number, survey);
         self.tend_surveys(now);
     }
@@ -194,18 +217,29 @@ impl Node {
         self.timers.set_if_earlier(Timer::Survey, now + REPEAT);
     }
 
-    /// Members that we reach directly over IPv4 and that see us from outside, and where they are.
+    /// Members that we reach directly over IPv4 and that see us from outside, and where they are. Those at private addresses see
+    /// what stands between us and them only; they will do if there is nobody else, as where all of the world is one company's.
     fn observers(&self) -> Vec<(PeerId, SocketAddr)> {
         let outside =
             |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
         let direct = self.peers.values().filter(|peer| peer.is_direct() && outside(&peer.id));
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.primary()?))).collect();
-        found.retain(|(_, at)| at.is_ipv4() && !is_local(at.ip()));
+        found.retain(|(_, at)| at.is_ipv4());
+        prefer(&mut found, |(_, at)| !is_local(at.ip()));
+        // A fresh socket is a stranger to whoever sits behind a NAT.
+        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, _)| !self.surveys.silent.contains(id));
         found
     }
 
+    /// Whether a member names `at` and no other place over IPv4: one with a NAT names what it sees and what others see.
+    fn is_sole(&self, id: PeerId, at: SocketAddr) -> bool {
+        let named = self.roster.get(&id).map(|record| record.endpoints.iter().filter(|named| named.is_ipv4()));
+        named.is_some_and(|mut named| named.all(|named| *named == at))
+    }
+
     /// Where our first socket is seen over IPv4: outside, or by everybody.
-    fn seen_at(&self) -> Option<SocketAddr> {
+    pub(super) fn seen_at(&self) -> Option<SocketAddr> {
         let public = self.own.endpoints.iter().filter(|at| !is_local(at.ip()));
         self.own.reflexive.iter().chain(public).find(|at| at.is_ipv4()).copied()
     }
@@ -324,12 +358,27 @@ impl Node {
 
     fn end_survey(&mut self, number: u16, now: Instant) {
         let Some(survey) = self.surveys.running.remove(&number) else { return };
+        for place in &survey.places {
+            if place.seen.is_some() {
+                self.surveys.silent.remove(&place.observer);
+            } else {
+                self.surveys.silent.insert(place.observer);
+            }
+        }
         let seen: Vec<_> = survey.places.iter().map(|place| place.seen).collect();
-        let Some(forecast) = forecast(&seen, self.seen_at()) else { return };
-        tracing::debug!(peer = %survey.peer, ?forecast, "our NAT");
-        let independent = matches!(forecast, Forecast::Independent { .. });
-        self.surveys.independent = independent.then_some(now);
-        self.learn(survey.peer, forecast, if independent { 0 } else { number }, now);
+        let forecast = forecast(&seen, self.seen_at());
+        if let Some(forecast) = forecast {
+            tracing::debug!(?forecast, "our NAT");
+            let independent = matches!(forecast, Forecast::Independent { .. });
+            self.surveys.independent = independent.then_some(now);
+            self.surveys.latest = Some((forecast, now));
+            if let Some(peer) = survey.peer {
+                self.learn(peer, forecast, if independent { 0 } else { number }, now);
+            }
+        }
+        if survey.peer.is_none() {
+            self.end_netcheck_survey(number, forecast, seen.iter().flatten().next().copied(), now);
+        }
     }
 
     /// The try under way with `id`, or a new one.
@@ -348,6 +397,9 @@ impl Node {
 
     /// This is what `id` must know of our NAT.
     fn learn(&mut self, id: PeerId, forecast: Forecast, socket: u16, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.account.ours = Some((forecast, now));
+        }
         let theirs = self.exchange(id, now).and_then(|exchange| exchange.theirs);
         // It would guess, or wait for our guesses, in vain.
         if is_chance(Some(forecast)) | is_chance(theirs) && !self.may_hunt(id, now) {
@@ -362,6 +414,9 @@ impl Node {
 
     /// This is what `id` says of its own.
     pub(super) fn handle_forecast(&mut self, id: PeerId, forecast: Forecast, now: Instant) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.account.theirs = Some((forecast, now));
+        }
         let Some(exchange) = self.exchange(id, now) else { return };
         let repeated = exchange.theirs.replace(forecast).is_some();
         match exchange.ours {
@@ -409,6 +464,13 @@ impl Node {
             }
         }
         None
+    }
+}
+
+/// Keeps those that are better, if there are any.
+fn prefer(found: &mut Vec<(PeerId, SocketAddr)>, is_better: impl Fn(&(PeerId, SocketAddr)) -> bool) {
+    if found.iter().any(&is_better) {
+        found.retain(is_better);
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) enum Timer {
     Lookup(QueryId),
     /// Operator's pings are to be given up.
     Pings,
+    /// A netcheck is to be over.
+    Netcheck,
     /// Our record is to be renewed.
     Renew,
     /// Our home relays may be others now.
@@ -44,7 +46,7 @@ impl Timer {
         match self {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
             Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) => Reason::Session,
-            Self::Lookup(_) | Self::Pings => Reason::Waiting,
+            Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
             Self::Renew | Self::Homes | Self::Expire | Self::Persist => Reason::Records,
             Self::Fib => Reason::Fib,
         }
@@ -88,6 +90,11 @@ impl Timers {
         }
         self.cancel(timer);
         Some(timer)
+    }
+
+    /// When `timer` is due, if it is set.
+    pub(super) fn at(&self, timer: Timer) -> Option<Instant> {
+        self.instants.get(&timer).copied()
     }
 
     /// The earliest.
