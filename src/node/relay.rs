@@ -6,7 +6,7 @@
 //! which they shake hands as over any other. The same question asked again proves the way from end to end, or finds another.
 //! A relay knows who speaks with whom, and how much; it opens nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -436,7 +436,8 @@ impl Node {
     /// Our relays, once for each member to whom they would carry; and how many pairs we relay for.
     pub(super) fn relaying(&self) -> (impl Iterator<Item = PeerId>, usize) {
         let ready = self.relays.circuits.values().filter(|circuit| circuit.out.is_some());
-        (ready.map(|circuit| circuit.relay), self.carried_couples())
+        let ready: BTreeSet<_> = ready.map(|circuit| (circuit.relay, circuit.peer)).collect();
+        (ready.into_iter().map(|(relay, _)| relay), self.carried_couples())
     }
 
     /// Every channel at which we are addressed, for the picture.
