@@ -73,6 +73,7 @@ fn connected(now: Instant) -> Node {
         mtu: DEFAULT_MTU,
         boots: 0,
         hardware_aes: true,
+        relaying: meshd::config::Relaying::default(),
         contacts: Vec::new(),
         known_records: Vec::new(),
     };

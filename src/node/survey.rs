@@ -417,6 +417,16 @@ impl Node {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.account.theirs = Some((forecast, now));
         }
+        let at = match forecast {
+            Forecast::Independent { at } => at,
+            Forecast::Sequential { last, .. } => last,
+            Forecast::Random { near } => near,
+        };
+        // Or a member could have us knock at a stranger's by the thousand.
+        let its_own = |peer: &super::Peer| peer.paths.endpoints().iter().any(|known| split(*known).1.ip() == at.ip());
+        if !self.peers.get(&id).is_some_and(its_own) {
+            return self.counters.count(DropReason::InnerMalformed);
+        }
         let Some(exchange) = self.exchange(id, now) else { return };
         let repeated = exchange.theirs.replace(forecast).is_some();
         match exchange.ours {

@@ -710,3 +710,14 @@ fn what_one_member_asks_of_a_relay_is_bounded_and_forgotten() {
     lan.hosts[2].node.expire_channels(now);
     assert_eq!((lan.hosts[0].node.carried_pairs(), lan.hosts[2].node.channels().count()), (0, 0));
 }
+
+#[test]
+fn a_forecast_of_ports_at_a_strangers_address_is_dropped() {
+    let mut lan = lan(2);
+    let peer = lan.hosts[1].node.peer_id();
+    let now = lan.now;
+    let before = lan.dropped(0, DropReason::InnerMalformed);
+    let near = SocketAddr::from(([203, 0, 113, 9], 5000));
+    lan.hosts[0].node.handle_forecast(peer, crate::wire::message::Forecast::Random { near }, now);
+    assert_eq!(lan.dropped(0, DropReason::InnerMalformed), before + 1);
+}
