@@ -108,6 +108,8 @@ pub struct Node {
     path_pings: PathPings,
     netchecks: Netchecks,
     standing: Standing,
+    /// Whom the control network has met.
+    met: BTreeMap<PeerId, dht::Met>,
     observations: Observations,
     relays: Relays,
     surveys: Surveys,
@@ -164,6 +166,7 @@ impl Node {
             path_pings: PathPings::default(),
             netchecks: Netchecks::default(),
             standing: Standing::default(),
+            met: BTreeMap::new(),
             observations: Observations::default(),
             relays: Relays::default(),
             surveys: Surveys::default(),
@@ -215,6 +218,7 @@ impl Node {
             dht::Event::Gossip(record) => self.take_in(record, now),
             dht::Event::Sighting(sighting) => self.handle_sighting(sighting, now),
             dht::Event::Standing(standing) => self.standing = standing,
+            dht::Event::Met(met) => self.handle_met(met, now),
         }
     }
 
