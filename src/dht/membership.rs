@@ -185,6 +185,7 @@ fn same_content(a: &Record, b: &Record) -> bool {
         && a.ipv4 == b.ipv4
         && a.ipv6 == b.ipv6
         && a.endpoints == b.endpoints
+        && a.homes == b.homes
 }
 
 #[cfg(test)]

@@ -258,21 +258,28 @@ impl Directory {
     ) {
         let mut endpoints = self.admitted(endpoints);
         homes.truncate(MAX_HOMES);
-        let known = endpoints.is_empty() && homes.is_empty();
-        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !known) else { return };
+        let nowhere = endpoints.is_empty() && homes.is_empty();
+        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !nowhere) else { return };
         let waiting = self.peers.targets.values().filter(|target| target.failures == 0).count() as u32;
         let dial_at = now + jitter(DIAL_SPREAD.saturating_mul(waiting));
+        // There is a sign of life, or it has moved: what failed there before may work.
+        for address in endpoints.iter().map(|at| transport::multiaddr(*at)).chain(self.circuits_to(&homes)) {
+            self.rests.forget(&address.with(Protocol::P2p(id)));
+        }
         if let Some(target) = self.peers.targets.get_mut(&id) {
             target.added = now;
-            let news = |news: &[SocketAddr]| news.iter().any(|at| !target.endpoints.contains(at));
-            // What is said first of an endpoint alone, by a session, says nothing of the others and of its homes.
-            if news(&endpoints) || !homes.is_empty() && homes != target.homes {
-                endpoints.extend(target.endpoints.iter().filter(|at| !endpoints.contains(at)).collect::<Vec<_>>());
-                endpoints.truncate(MAX_ADDRESSES);
-                if homes.is_empty() {
-                    homes.clone_from(&target.homes);
-                }
-                *target = Target { endpoints, homes, failures: 0, dial_at, added: now };
+            let moved = endpoints.iter().any(|at| !target.endpoints.contains(at));
+            let moved = moved || !homes.is_empty() && homes != target.homes;
+            // What a session says of one endpoint says nothing of the others, nor of the homes.
+            let others: Vec<_> = target.endpoints.iter().copied().filter(|at| !endpoints.contains(at)).collect();
+            endpoints.extend(others);
+            endpoints.truncate(MAX_ADDRESSES);
+            target.endpoints = endpoints;
+            if !homes.is_empty() {
+                target.homes = homes;
+            }
+            if moved || !self.peers.connected.contains_key(&id) {
+                (target.failures, target.dial_at) = (0, dial_at);
             }
             return;
         }
