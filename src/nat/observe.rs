@@ -122,9 +122,9 @@ impl Observations {
         })
     }
 
-    /// Where `peer` saw us last over IPv4.
-    pub fn seen_by(&self, peer: PeerId) -> Option<SocketAddr> {
-        self.latest.get(&(peer, false)).map(|observation| observation.seen)
+    /// Where `peer` saw us last over a family, and when.
+    pub fn seen_by(&self, peer: PeerId, ipv6: bool) -> Option<(SocketAddr, Instant)> {
+        self.latest.get(&(peer, ipv6)).map(|observation| (observation.seen, observation.at))
     }
 
     /// What each observer saw last, by family, and when: the youngest is no surer than the oldest.

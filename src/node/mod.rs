@@ -19,6 +19,7 @@
 //! | `operator` | what an operator asks |
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
+//! | `outside` | where others see us, kept true for both families |
 //! | `netcheck` | how this network treats us, asked for an operator |
 //! | `picture` | the Fib is drawn |
 
@@ -31,6 +32,7 @@ mod homes;
 mod hunt;
 mod netcheck;
 mod operator;
+mod outside;
 mod own;
 mod paths;
 mod peer;

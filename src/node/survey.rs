@@ -16,7 +16,6 @@ use crate::nat::forecast::forecast;
 use crate::nat::observe::is_local;
 use crate::switch::seal_message;
 use crate::wire::message::{Forecast, MAX_WITNESSES};
-use crate::wire::relay::channel_behind;
 use crate::wire::socket::{split, through};
 use crate::wire::{DropReason, Message};
 
@@ -221,10 +220,9 @@ impl Node {
     /// what stands between us and them only; they will do if there is nobody else, as where all of the world is one company's.
     fn observers(&self) -> Vec<(PeerId, SocketAddr)> {
         let outside =
-            |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
+            |id: &PeerId| self.observations.seen_by(*id, false).is_some_and(|(seen, _)| !self.own.endpoints.contains(&seen));
         let direct = self.peers.values().filter(|peer| peer.is_direct() && outside(&peer.id));
-        let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.primary()?))).collect();
-        found.retain(|(_, at)| at.is_ipv4());
+        let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.working(false)?))).collect();
         prefer(&mut found, |(_, at)| !is_local(at.ip()));
         // A fresh socket is a stranger to whoever sits behind a NAT.
         prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
@@ -270,14 +268,14 @@ impl Node {
 
     /// A member says where else it listens.
     pub(super) fn handle_witness(&mut self, id: PeerId, ports: &[u16], now: Instant) {
-        let primary = self.peers.get(&id).and_then(|peer| peer.paths.primary());
-        let Some(primary) = primary.filter(|at| channel_behind(at).is_none() && ports.len() <= MAX_WITNESSES) else {
+        let place = self.peers.get(&id).and_then(|peer| peer.paths.working(false));
+        let Some(place) = place.filter(|_| ports.len() <= MAX_WITNESSES) else {
             return self.counters.count(DropReason::InnerMalformed);
         };
         if self.surveys.asked.take_if(|(asked, ..)| *asked == id).is_none() {
             return;
         }
-        let places = ports.iter().map(|port| SocketAddr::new(primary.ip(), *port)).collect();
+        let places = ports.iter().map(|port| SocketAddr::new(place.ip(), *port)).collect();
         self.surveys.witnesses.insert(id, places);
         for peer in std::mem::take(&mut self.surveys.wanted) {
             self.begin_survey(peer, now);
