@@ -116,18 +116,30 @@ impl Kernel {
 
 /// All of them, from easy to hard where they can be ordered; the last lets no UDP out.
 pub const KINDS: [Kind; 17] = [
-    Kind { name: "public", families: Families::V4, nat: NatKind::PUBLIC, kernel: Kernel { unasked: Unasked::Passes, ..Kernel::ROUTER } },
+    Kind {
+        name: "public",
+        families: Families::V4,
+        nat: NatKind::PUBLIC,
+        kernel: Kernel { unasked: Unasked::Passes, ..Kernel::ROUTER },
+    },
     Kind { name: "firewall", families: Families::V4, nat: NatKind::FIREWALL, kernel: Kernel::ROUTER },
-    Kind { name: "full-cone", families: Families::V4, nat: NatKind::FULL_CONE, kernel: Kernel { lets_in: Some(""), ..Kernel::HOME } },
+    Kind {
+        name: "full-cone",
+        families: Families::V4,
+        nat: NatKind::FULL_CONE,
+        kernel: Kernel { lets_in: Some(""), ..Kernel::HOME },
+    },
     Kind {
         name: "address-restricted",
-        families: Families::V4, nat: NatKind::ADDRESS_RESTRICTED,
+        families: Families::V4,
+        nat: NatKind::ADDRESS_RESTRICTED,
         kernel: Kernel { lets_in: Some("ip saddr . udp dport @asked"), ..Kernel::HOME },
     },
     Kind { name: "port-restricted", families: Families::V4, nat: NatKind::PORT_RESTRICTED, kernel: Kernel::HOME },
     Kind {
         name: "not-preserving",
-        families: Families::V4, nat: NatKind::PORT_RESTRICTED_NOT_PRESERVING,
+        families: Families::V4,
+        nat: NatKind::PORT_RESTRICTED_NOT_PRESERVING,
         // The same for all destinations, and nobody can tell it from the port inside.
         kernel: Kernel {
             source: Source::Counted { by: "jhash udp sport", first: 20_000, count: 4096 },
@@ -136,30 +148,40 @@ pub const KINDS: [Kind; 17] = [
     },
     Kind {
         name: "careless-linux",
-        families: Families::V4, nat: NatKind::CARELESS_LINUX,
+        families: Families::V4,
+        nat: NatKind::CARELESS_LINUX,
         kernel: Kernel { unasked: Unasked::Answers, ..Kernel::HOME },
     },
     Kind {
         name: "symmetric-random",
-        families: Families::V4, nat: NatKind::SYMMETRIC_RANDOM,
+        families: Families::V4,
+        nat: NatKind::SYMMETRIC_RANDOM,
         kernel: Kernel { source: Source::Said("masquerade fully-random"), ..Kernel::HOME },
     },
     Kind {
         name: "symmetric-sequential",
-        families: Families::V4, nat: NatKind::SYMMETRIC_SEQUENTIAL,
+        families: Families::V4,
+        nat: NatKind::SYMMETRIC_SEQUENTIAL,
         // A number for each new flow.
         kernel: Kernel { source: Source::Counted { by: "numgen inc", first: 20_000, count: 4096 }, ..Kernel::HOME },
     },
     // If two flows of a pair meet in it, the kernel changes the source port of the one from outside: harder than need be.
     Kind {
         name: "symmetric-open",
-        families: Families::V4, nat: NatKind::SYMMETRIC_OPEN_FILTER,
+        families: Families::V4,
+        nat: NatKind::SYMMETRIC_OPEN_FILTER,
         kernel: Kernel { source: Source::Said("masquerade fully-random"), lets_in: Some(""), ..Kernel::HOME },
     },
-    Kind { name: "carrier", families: Families::V4, nat: NatKind::CARRIER, kernel: Kernel { carrier: Some(&Kernel::CARRIER), ..Kernel::HOME } },
+    Kind {
+        name: "carrier",
+        families: Families::V4,
+        nat: NatKind::CARRIER,
+        kernel: Kernel { carrier: Some(&Kernel::CARRIER), ..Kernel::HOME },
+    },
     Kind {
         name: "symmetric-carrier",
-        families: Families::V4, nat: NatKind::CARRIER_SYMMETRIC,
+        families: Families::V4,
+        nat: NatKind::CARRIER_SYMMETRIC,
         kernel: Kernel { carrier: Some(&Kernel::CARRIER_SYMMETRIC), ..Kernel::HOME },
     },
     // As mobile networks are, but for those that translate to IPv4 (NAT64).
@@ -174,7 +196,12 @@ pub const KINDS: [Kind; 17] = [
     },
     // In the real world a program beside the kernel does it: netsim/tests/portmap.rs.
     Kind { name: "maps-ports", families: Families::V4, nat: NatKind::UPNP, kernel: Kernel::HOME },
-    Kind { name: "udp-blocked", families: Families::V4, nat: NatKind::UDP_BLOCKED, kernel: Kernel { passes_udp: false, ..Kernel::HOME } },
+    Kind {
+        name: "udp-blocked",
+        families: Families::V4,
+        nat: NatKind::UDP_BLOCKED,
+        kernel: Kernel { passes_udp: false, ..Kernel::HOME },
+    },
 ];
 
 /// Those that let UDP out.

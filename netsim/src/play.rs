@@ -185,6 +185,11 @@ impl World {
         self.enter(agenda);
     }
 
+    /// From now on a host's node says of everybody that it is where `lie` says, and speaks with them nevertheless.
+    pub fn make_liar(&mut self, host: HostId, lie: fn(SocketAddr) -> SocketAddr) {
+        self.host_mut(host).lie = Some(lie);
+    }
+
     /// Adds a conversation; its first ping goes out `after` a while.
     pub fn converse(&mut self, conversation: Conversation, after: Duration) -> usize {
         self.conversations.push(conversation);

@@ -84,6 +84,8 @@ impl Prefix {
 struct Segment {
     /// Whether multicast reaches everybody, so that mDNS works: a LAN, not the Internet.
     multicast: bool,
+    /// Whether hosts reach its gateway only, as guests on a wireless LAN.
+    isolated: bool,
     conditions: Conditions,
     prefix: Option<Prefix>,
     /// Routers that a datagram passes from port to port.
@@ -125,7 +127,8 @@ impl Topology {
     /// Adds a segment: a LAN if it carries multicast, else an Internet.
     pub fn add_segment(&mut self, multicast: bool, conditions: Conditions) -> SegmentId {
         let routers = if multicast { 0 } else { INTERNET_ROUTERS };
-        self.segments.push(Segment { multicast, conditions, prefix: None, routers, gateway: None, ports: Vec::new() });
+        let (isolated, prefix, gateway, ports) = (false, None, None, Vec::new());
+        self.segments.push(Segment { multicast, isolated, conditions, prefix, routers, gateway, ports });
         SegmentId(self.segments.len() - 1)
     }
 
@@ -148,6 +151,11 @@ impl Topology {
         let segment = self.add_segment_at(prefix, false, conditions);
         self.segments[segment.0].routers = INTERNET_ROUTERS;
         segment
+    }
+
+    /// Keeps the hosts of a segment apart: each reaches the gateway only.
+    pub fn isolate(&mut self, segment: SegmentId) {
+        self.segments[segment.0].isolated = true;
     }
 
     /// Whether a segment speaks IPv6.
@@ -484,7 +492,9 @@ impl Topology {
     /// Whether a datagram on its way between two ports still arrives: a pulled cable loses what is on it.
     pub fn adjacent(&self, a: PortId, b: PortId) -> bool {
         let (a, b) = (&self.ports[a.0], &self.ports[b.0]);
-        a.segment == b.segment && a.island == b.island && a.plugged && b.plugged && a.owner != b.owner
+        let guests = matches!((a.owner, b.owner), (Owner::Host(_), Owner::Host(_)));
+        let apart = a.island != b.island || guests && self.segments[a.segment.0].isolated;
+        a.segment == b.segment && !apart && a.plugged && b.plugged && a.owner != b.owner
     }
 
     /// The hosts at and behind a port, seen from its segment.

@@ -82,11 +82,9 @@ fn reasons(way: Way) -> &'static [PathReason] {
         Way::Direct => &[PathReason::Direct, PathReason::DirectPredicted, PathReason::DirectGuessed],
         Way::Predicted => &[PathReason::DirectPredicted],
         Way::Birthday => &[PathReason::DirectGuessed],
-        Way::Relayed => &[
-            PathReason::RelayedBothRandom,
-            PathReason::RelayedRandomSequential,
-            PathReason::RelayedNoCandidates,
-        ],
+        Way::Relayed => {
+            &[PathReason::RelayedBothRandom, PathReason::RelayedRandomSequential, PathReason::RelayedNoCandidates]
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::identity::PeerId;
-use crate::nat::{Mapping, Origin};
 use crate::nat::candidate::Candidate;
 use crate::nat::forecast::{FORESEEN, around, foreseen};
 use crate::nat::observe::is_local;
+use crate::nat::{Mapping, Origin};
 use crate::wire::message::Forecast;
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
