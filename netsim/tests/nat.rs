@@ -283,3 +283,30 @@ fn a_laptop_with_temporary_addresses_is_known_by_its_stable_one() {
         Ok(())
     });
 }
+
+#[test]
+fn two_members_outside_find_out_whom_each_router_lets_in() {
+    in_lab(|lab| {
+        let homes = Homes::new(lab, &[("ada", kind("full-cone")), ("bob", kind("port-restricted"))])?;
+        let second = homes.another(lab, "pub2")?;
+        homes.public.found("party")?;
+        let _public = homes.public.up()?;
+        let mut nodes = Vec::new();
+        for laptop in [&second, &homes.homes[0].laptop, &homes.homes[1].laptop] {
+            laptop.join(&homes.public.invite(&[])?)?;
+            nodes.push(laptop.up()?);
+        }
+        let classes = ["endpoint-independent", "address-and-port-dependent"];
+        for (node, class) in nodes[1..].iter().zip(classes) {
+            node.wait_connected(3, MEET)?;
+            let begin = Instant::now();
+            let check = node.laptop().ask(&["netcheck"])?;
+            let took = begin.elapsed();
+            ensure!(check["filtering"] == class && took < Duration::from_secs(3), "after {took:?}: {check}");
+            figure(&format!("{class} after {} ms", took.as_millis()));
+            let text = node.laptop().meshd(&["netcheck"])?;
+            ensure!(text.contains(&format!("filtering:     {class}")), "{text}");
+        }
+        Ok(())
+    });
+}

@@ -189,7 +189,7 @@ impl Node {
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.working(false)?))).collect();
         found.retain(|(id, at)| outside(*id, *at));
         prefer(&mut found, |(_, at)| !is_local(at.ip()));
-        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, at)| self.is_at_home(*id, *at));
         found
     }
 
@@ -221,7 +221,7 @@ impl Node {
         let direct = self.peers.values().filter(|peer| peer.is_direct() && peer.id != asker);
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.working(false)?))).collect();
         found.retain(|(_, at)| at.ip() != there && !own(at.ip()) && is_local(at.ip()) == is_local(there));
-        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, at)| self.is_at_home(*id, *at));
         found.first().map(|(id, _)| *id)
     }
 

@@ -189,11 +189,13 @@ impl Node {
         }
         let mut places = self.observers();
         if !places.is_empty() && places.len() < DESTINATIONS {
-            // One of two may lie, and nobody can say which: now both are asked, now either alone.
-            let made = self.surveys.made;
-            let first = (made + made / 2) % places.len();
-            places.rotate_left(first);
-            places.truncate(if made.is_multiple_of(2) { DESTINATIONS } else { 1 });
+            // One of two may lie, and nobody can say which: now both are asked, now the one alone, now the other.
+            let turn = self.surveys.made % 3;
+            if let Some(alone) = turn.checked_sub(1) {
+                let first = alone % places.len();
+                places.rotate_left(first);
+                places.truncate(1);
+            }
         }
         let Some((helper, _)) = places.first().copied() else { return };
         if places.len() < DESTINATIONS {
@@ -237,15 +239,16 @@ impl Node {
         let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.working(false)?))).collect();
         prefer(&mut found, |(_, at)| !is_local(at.ip()));
         // A fresh socket is a stranger to whoever sits behind a NAT.
-        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, at)| self.is_at_home(*id, *at));
         prefer(&mut found, |(id, _)| !self.surveys.silent.contains(id));
         found
     }
 
-    /// Whether a member names `at` and no other place over IPv4: one with a NAT names what it sees and what others see.
-    pub(super) fn is_sole(&self, id: PeerId, at: SocketAddr) -> bool {
-        let named = self.roster.get(&id).map(|record| record.endpoints.iter().filter(|named| named.is_ipv4()));
-        named.is_some_and(|mut named| named.all(|named| *named == at))
+    /// Whether the first place over IPv4 that a member names is `at`, so that it is its own: where others see it, or say that they do, comes
+    /// after.
+    pub(super) fn is_at_home(&self, id: PeerId, at: SocketAddr) -> bool {
+        let mut named = self.roster.get(&id).into_iter().flat_map(|record| &record.endpoints);
+        named.find(|named| named.is_ipv4()) == Some(&at)
     }
 
     /// Where our first socket is seen over IPv4, by `observer` if it has told: outside, or by everybody.
@@ -397,7 +400,8 @@ impl Node {
         if let Some((forecast, by)) = forecast {
             tracing::debug!(?forecast, "our NAT");
             let independent = matches!(forecast, Forecast::Independent { .. });
-            self.surveys.independent = independent.then_some((now, by));
+            let told = self.seen_at(Some(by)).is_some_and(|at| !self.observations.is_disputed(at));
+            self.surveys.independent = (independent && told).then_some((now, by));
             self.surveys.latest = Some((forecast, now));
             if let Some(peer) = survey.peer {
                 self.learn(peer, forecast, if independent { 0 } else { number }, now);
