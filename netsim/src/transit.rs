@@ -41,6 +41,7 @@ impl World {
     pub(crate) fn transmit(&mut self, from: HostId, port: u16, target: SocketAddr, ttl: u8, bytes: Vec<u8>) {
         self.note(from, format_args!("send {target} {} {:016x}", bytes.len(), fingerprint(&bytes)));
         let now = self.now();
+        let target = self.host(from).truth.get(&target).copied().unwrap_or(target);
         let costs = &mut self.host_mut(from).costs;
         let kind = bytes.first().copied().filter(|kind| (1..=4).contains(kind)).unwrap_or(0);
         costs.sent[usize::from(kind)] += 1;
@@ -95,7 +96,7 @@ impl World {
                 let number =
                     socket_at(target.port()).filter(|number| process.is_none_or(|process| process.listens_at(*number)));
                 let Some(number) = number else { return self.go_astray(&bytes) };
-                let source = through(number, source);
+                let source = through(number, self.told(host, source));
                 self.note(host, format_args!("recv {source} {}", bytes.len()));
                 *self.arrived.entry((from, host)).or_default() += 1;
                 self.drive(host, |process, scratch, now, output| {
@@ -105,6 +106,14 @@ impl World {
             Owner::Inside(id) => self.pass_out(id, packet),
             Owner::Outside(id) => self.pass_in(id, packet),
         }
+    }
+
+    /// From where a host says that something came: the node itself cannot lie, so it is lied to, as by a proxy before it.
+    fn told(&mut self, host: HostId, source: SocketAddr) -> SocketAddr {
+        let host = self.host_mut(host);
+        let Some(lie) = host.lie else { return source };
+        host.truth.insert(lie(source), source);
+        lie(source)
     }
 
     /// A datagram from inside reached its gateway.

@@ -98,6 +98,9 @@ pub struct Host {
     pub(crate) asleep_since: Option<Duration>,
     /// Seconds by which its wall clock is ahead.
     pub(crate) ahead: i64,
+    /// What it says of where others are, if it does not tell the truth; and who is really at the places that it has named so far.
+    pub(crate) lie: Option<fn(SocketAddr) -> SocketAddr>,
+    pub(crate) truth: BTreeMap<SocketAddr, SocketAddr>,
 }
 
 /// Everything.
@@ -263,6 +266,8 @@ impl World {
             slept: Duration::ZERO,
             asleep_since: None,
             ahead: 0,
+            lie: None,
+            truth: BTreeMap::new(),
             config,
         });
         id

@@ -89,7 +89,7 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
     let observers: Vec<_> = info.observers.iter().map(|by| format!("{} by {}", by.seen_at, by.name)).collect();
     let mut text = key_values(&[
         ("NAT", nat(&info.nat)),
-        ("filtering", info.filtering.clone().unwrap_or_else(not_known)),
+        ("filtering", info.filtering.map_or_else(not_known, |class| class.name().to_owned())),
         ("hairpin", hairpin.to_owned()),
         ("port mapping", info.port_mapping.clone().unwrap_or_else(not_known)),
         ("endpoints", list(&info.endpoints)),

@@ -46,8 +46,9 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its usable addresses, best first: stable, then temporary and deprecated, link-local last. Tentative addresses
-    /// (duplicate detection still runs) are left out. The scope of a link-local one is [`Interface::index`].
+    /// Its usable addresses, best first: stable, then temporary and deprecated, link-local last. Left out are tentative addresses
+    /// (duplicate detection still runs), and temporary ones (RFC 8981) beside a stable one of the same network: our sockets prefer
+    /// that, and tomorrow the others are gone. The scope of a link-local one is [`Interface::index`].
     pub addresses: Vec<IpAddr>,
     /// Its MAC, if it has one of six bytes.
     pub mac: Option<Mac>,
@@ -304,10 +305,10 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
             continue;
         }
         if let Some(address) = address_of(&message) {
-            // In IPv6 the bit of "secondary" says "temporary" (RFC 8981); in IPv4 it says nothing of interest here.
-            let fleeting = flags.contains(AddressFlags::Deprecated)
-                || (address.is_ipv6() && flags.contains(AddressFlags::Secondary));
-            list.push((is_link_local(address), fleeting, list.len(), address));
+            // In IPv6 the bit of "secondary" says "temporary"; in IPv4 it says nothing of interest here.
+            let deprecated = flags.contains(AddressFlags::Deprecated);
+            let temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
+            list.push(Listed { link_local: is_link_local(address), deprecated, temporary, order: list.len(), address });
         }
     }
     if let Some((index, link)) = uplink(handle).await
@@ -319,10 +320,32 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
         .into_values()
         .map(|(mut interface, mut list)| {
             list.sort_unstable();
-            interface.addresses = list.into_iter().map(|(_, _, _, address)| address).collect();
+            let listed = list.iter().filter(|it| !list.iter().any(|other| it.is_needless_beside(other)));
+            interface.addresses = listed.map(|listed| listed.address).collect();
             interface
         })
         .collect())
+}
+
+/// An address, in the order of usefulness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed {
+    link_local: bool,
+    deprecated: bool,
+    temporary: bool,
+    order: usize,
+    address: IpAddr,
+}
+
+impl Listed {
+    fn is_needless_beside(&self, other: &Self) -> bool {
+        let network = |address: IpAddr| match address {
+            IpAddr::V6(v6) => Some(v6.to_bits() >> 64),
+            IpAddr::V4(_) => None,
+        };
+        let stable = !other.temporary && !other.deprecated;
+        self.temporary && stable && network(self.address) == network(other.address)
+    }
 }
 
 /// By which interface and gateway the kernel would send to the IPv4 Internet, and from which address of ours: whatever

@@ -40,6 +40,8 @@ pub struct PathAgent {
     earlier: Option<Round>,
     /// From where the peer spoke last that was not the primary.
     heard: Option<SocketAddr>,
+    /// A question over a path that is merely kept open: its nonce, and when it was asked.
+    refresh: Option<(u64, Instant)>,
 }
 
 /// Probes under way: one nonce, sent to several candidates.
@@ -169,6 +171,33 @@ impl PathAgent {
     /// Where datagrams go.
     pub fn primary(&self) -> Option<SocketAddr> {
         self.primary
+    }
+
+    /// The best place without a relay that has answered our first socket over this family.
+    pub fn working(&self, ipv6: bool) -> Option<SocketAddr> {
+        let works = |candidate: &Candidate| {
+            candidate.answered.is_some()
+                && candidate.endpoint.is_ipv6() == ipv6
+                && channel_behind(&candidate.endpoint).is_none()
+                && socket::split(candidate.endpoint).0 == 0
+        };
+        self.candidates().into_iter().find(works).map(|candidate| candidate.endpoint)
+    }
+
+    /// A path that is not the primary is asked with `nonce`, only to be kept open; not sooner than `pace` after the last time.
+    pub fn begin_refresh(&mut self, nonce: u64, pace: Duration, now: Instant) -> bool {
+        let due = self.refresh.is_none_or(|(_, asked)| now >= asked + pace);
+        if due {
+            self.refresh = Some((nonce, now));
+        }
+        due
+    }
+
+    /// An answer with `nonce` came from `endpoint`: true if it was to keep a path open. The primary is not in question.
+    pub fn on_refreshed(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> bool {
+        let Some((_, asked)) = self.refresh.filter(|(expected, _)| *expected == nonce) else { return false };
+        self.answered(canonical(endpoint), Some(now.saturating_duration_since(asked)), now);
+        true
     }
 
     /// The last round trip over the primary.

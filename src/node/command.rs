@@ -3,8 +3,8 @@
 mod telling;
 
 pub use telling::{
-    CandidateInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo, PathPongsInfo,
-    PathReason, RelayingInfo, UdpInfo, WhyInfo,
+    CandidateInfo, FilteringInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo,
+    PathPongsInfo, PathReason, RelayingInfo, UdpInfo, WhyInfo,
 };
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

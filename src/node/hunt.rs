@@ -301,6 +301,7 @@ impl Node {
             .chain(self.surveys.sockets())
             .chain(self.hunts.sockets())
             .chain(self.netchecks.sockets())
+            .chain(self.filtering.sockets())
             .filter(|number| *number != 0)
             .collect()
     }

@@ -19,18 +19,22 @@
 //! | `operator` | what an operator asks |
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
+//! | `filtering` | whom our NAT lets in, tried by others for an operator |
+//! | `outside` | where others see us, kept true for both families |
 //! | `netcheck` | how this network treats us, asked for an operator |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
 pub mod command;
 pub mod event;
+mod filtering;
 mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
 mod netcheck;
 mod operator;
+mod outside;
 mod own;
 mod paths;
 mod peer;
@@ -64,6 +68,7 @@ use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
+use self::filtering::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
 use self::netcheck::Netchecks;
@@ -107,6 +112,7 @@ pub struct Node {
     pings: Pings,
     path_pings: PathPings,
     netchecks: Netchecks,
+    filtering: Filtering,
     standing: Standing,
     observations: Observations,
     relays: Relays,
@@ -163,6 +169,7 @@ impl Node {
             pings: Pings::default(),
             path_pings: PathPings::default(),
             netchecks: Netchecks::default(),
+            filtering: Filtering::default(),
             standing: Standing::default(),
             observations: Observations::default(),
             relays: Relays::default(),
@@ -231,6 +238,7 @@ impl Node {
         // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
         self.observations.clear();
         self.surveys.clear();
+        self.filtering.clear();
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -293,7 +301,7 @@ impl Node {
                 Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
-                Timer::Netcheck => self.end_netcheck(now),
+                Timer::Netcheck => self.tend_netcheck(now),
                 Timer::Renew => self.renew_record(now),
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),

@@ -57,7 +57,7 @@ impl Node {
             seen_at: self.own.reflexive.clone(),
             mapped: self.own.mapped.believed().to_vec(),
             mappings: Vec::new(),
-            mapping: self.observations.mapping(&self.own.endpoints, false).name().to_owned(),
+            mapping: self.mapping().name().to_owned(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),

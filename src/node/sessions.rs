@@ -40,7 +40,7 @@ const JITTER: Duration = Duration::from_millis(50);
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An idle warm peer is probed after this silence, at the next look: NATs exist that forget after 20 s. Ten bytes a second.
-const WARM_PROBE_AFTER: Duration = Duration::from_secs(12);
+pub(super) const WARM_PROBE_AFTER: Duration = Duration::from_secs(12);
 
 /// Silent this long in spite of probes: gone. Six lost probes in a row do not happen on a path worth having.
 pub(super) const GONE_AFTER: Duration = Duration::from_secs(30);
@@ -76,6 +76,7 @@ impl Node {
         }
         let age = now.saturating_duration_since(current.created());
         self.upgrade(id, now);
+        self.refresh_outside(id, now);
         let Some(peer) = self.peers.get(&id) else { return };
         let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
         let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
@@ -221,6 +222,10 @@ impl Node {
             Message::Witness { ports } => self.handle_witness(id, &ports, now),
             Message::Survey { nonce } => self.handle_survey(id, nonce, source, now),
             Message::Forecast(forecast) => self.handle_forecast(id, forecast, now),
+            Message::Filtering { nonce } => self.handle_filtering(id, nonce, source, now),
+            Message::Knock { peer, at, nonce } => self.handle_knock(id, peer, at, nonce, now),
+            Message::Knocked { nonce } => self.handle_knocked(id, nonce, source, now),
+            Message::Knocking { nonce } => self.handle_knocking(id, nonce, now),
             Message::Open(open) => self.handle_open(id, open, now),
             Message::Opened { channel, mark, way } => self.handle_opened(id, channel, mark, way, now),
             Message::Refused { channel } => self.handle_refused(id, channel, now),
@@ -241,6 +246,9 @@ impl Node {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.paths.on_refreshed(nonce, source, now) {
+            return self.note_observation(id, source, observed, now);
+        }
         let Some((rtt, changed)) = peer.paths.on_answer(nonce, source, now) else { return };
         if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");

@@ -721,3 +721,30 @@ fn a_forecast_of_ports_at_a_strangers_address_is_dropped() {
     lan.hosts[0].node.handle_forecast(peer, crate::wire::message::Forecast::Random { near }, now);
     assert_eq!(lan.dropped(0, DropReason::InnerMalformed), before + 1);
 }
+
+#[test]
+fn nobody_can_have_a_stranger_knocked_at_nor_a_member_knocked_at_for_ever() {
+    let mut lan = lan(3);
+    let ids = [0, 1, 2].map(|index: usize| lan.hosts[index].node.peer_id());
+    let now = lan.now;
+    let [asker, other] = [1, 2].map(|index: usize| SocketAddr::from((lan.hosts[index].endpoint.ip(), 50_000)));
+    let stranger = SocketAddr::from(([203, 0, 113, 9], 5000));
+    let node = &mut lan.hosts[0].node;
+    node.handle_witnesses(vec![(7, 50_007)], now);
+    let sent = |node: &mut Node| std::iter::from_fn(|| node.poll_transmit()).map(|it| it.endpoint).collect::<Vec<_>>();
+    sent(node);
+    let before = node.counters().get(DropReason::InnerMalformed);
+    node.handle_filtering(ids[1], 1, stranger, now);
+    node.handle_knock(ids[2], ids[1], stranger, 1, now);
+    node.handle_knock(ids[2], ids[2], asker, 1, now);
+    assert_eq!((sent(node), node.counters().get(DropReason::InnerMalformed)), (Vec::new(), before + 3));
+    for nonce in 0..1000 {
+        node.handle_filtering(ids[1], nonce, asker, now);
+    }
+    let knocks = sent(node).into_iter().filter(|to| *to == through(7, asker)).count();
+    assert!((1..=12).contains(&knocks), "{knocks} datagrams");
+    for nonce in 0..1000 {
+        node.handle_knock(ids[1], ids[2], other, nonce, now);
+    }
+    assert!(sent(node).is_empty(), "who has used up its questions does not ask in another's name");
+}

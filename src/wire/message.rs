@@ -263,6 +263,31 @@ pub enum Message {
     Forecast(Forecast),
     /// The answer to [`Message::Punch`]: my NAT is open for you too.
     Punching,
+    /// From a fresh socket that has sent to nobody else: have me knocked at from elsewhere, at the place that this came from, so that I
+    /// learn whom my NAT lets in.
+    Filtering {
+        /// Chosen by the sender.
+        nonce: u64,
+    },
+    /// To a third member: `peer` wants to know whether you get in at `at`. Only where it is known to be.
+    Knock {
+        /// Who has asked.
+        peer: PeerId,
+        /// Where its question came from.
+        at: SocketAddr,
+        /// Of the question.
+        nonce: u64,
+    },
+    /// To where [`Message::Filtering`] came from, from elsewhere: it gets in.
+    Knocked {
+        /// Of the question.
+        nonce: u64,
+    },
+    /// To who has asked, by the usual path: I have sent [`Message::Knocked`].
+    Knocking {
+        /// Of the question.
+        nonce: u64,
+    },
 }
 
 impl Message {

@@ -175,8 +175,8 @@ pub struct PathPongInfo {
 pub struct NetcheckInfo {
     /// The NAT of IPv4.
     pub nat: NatInfo,
-    /// How it filters (RFC 4787, section 5); nothing measures it yet.
-    pub filtering: Option<String>,
+    /// How it filters (RFC 4787, section 5); `None` if there was nobody to try.
+    pub filtering: Option<FilteringInfo>,
     /// Whether two of our sockets hear each other by their endpoints outside.
     pub hairpin: HairpinInfo,
     /// What was mapped by PCP, NAT-PMP or UPnP.
@@ -201,6 +201,32 @@ pub struct NetcheckInfo {
     pub path_payload: usize,
     /// What to do if something is bad, one line each.
     pub advice: Vec<String>,
+}
+
+/// Who may send to a mapping of our NAT (RFC 4787, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilteringInfo {
+    /// Everybody.
+    EndpointIndependent,
+    /// Who has an address that we have sent to.
+    AddressDependent,
+    /// Who has an address and port that we have sent to.
+    AddressAndPortDependent,
+    /// Another port of who was sent to may; there was nobody at another address to try.
+    NotPortDependent,
+}
+
+impl FilteringInfo {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address-and-port-dependent",
+            Self::NotPortDependent => "not port-dependent (it takes two members outside to tell more)",
+        }
+    }
 }
 
 /// Whether one socket of ours reaches another by their endpoints outside.
