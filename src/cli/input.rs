@@ -9,6 +9,11 @@ use zeroize::Zeroizing;
 /// Most bytes read: an invite has at most 2400 characters, and a mail or a script may add blank lines.
 const MAX_INPUT: usize = 8192;
 
+/// Whether `argument` is the invite itself.
+pub(super) fn is_literal(argument: &str) -> bool {
+    argument != "-" && !argument.starts_with('@')
+}
+
 /// The text of the invite that `argument` means: itself, `-` or `@FILE`.
 pub(super) fn invite(argument: &str) -> Result<Zeroizing<String>> {
     if argument == "-" {

@@ -17,9 +17,10 @@ use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::{NodeConfig, Relaying, UpConfig};
+use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
-use crate::daemon::{self, api, telemetry};
+use crate::daemon::{self, api, process, telemetry};
 use crate::identity::{Ipv4Prefix, Mac, Name};
 use crate::node::{Command, Reply};
 
@@ -135,6 +136,14 @@ enum Action {
         #[command(flatten)]
         which: Which,
     },
+    /// Tell whether this machine is set up right, and what to do if not; exit code 1 if a node could not run
+    Doctor {
+        #[command(flatten)]
+        which: Which,
+        /// As for `up`
+        #[arg(long, env = "MESHD_USER", value_name = "USER")]
+        user: Option<String>,
+    },
     /// Measure the round trip to a member inside the tunnel
     Ping {
         /// A name, an address in the mesh, a MAC or a peer id
@@ -184,6 +193,9 @@ struct Settings {
     /// Look for packets for 20 ms before sleeping: less latency, for up to two cores a lane
     #[arg(long, env = "MESHD_BUSY_POLL")]
     busy_poll: bool,
+    /// Whom the process becomes after its start, if root starts it: a name, a number, or root [default: meshd if there is such an account, else 4747]
+    #[arg(long, env = "MESHD_USER", value_name = "USER")]
+    user: Option<String>,
     /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
     #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
     no_port_mapping: bool,
@@ -198,7 +210,13 @@ struct Settings {
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
+    process::begin();
     let Cli { global, action } = Cli::parse();
+    if let Action::Join { invite, .. } | Action::Up { invite: Some(invite), .. } = &action
+        && input::is_literal(invite)
+    {
+        process::conceal(invite);
+    }
     telemetry::start(global.verbose);
     act(&global, action).unwrap_or_else(|error| {
         render::error(&error);
@@ -245,6 +263,12 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
         Action::Why { peer } => show(&store, global, None, Command::Why { peer })?,
         Action::Netcheck { which } => show(&store, global, which.named, Command::Netcheck)?,
+        Action::Doctor { which, user } => {
+            let network = one_name("NETWORK", which.named, global.network.clone())?;
+            let runtime = global.runtime_dir.as_deref();
+            let patient = Patient { store: &store, runtime, network: network.as_ref(), user: user.as_deref() };
+            return render::findings(global.json, &doctor::examine(&patient));
+        }
         Action::Ping { peer, path, count, interval } => {
             let socket = runtime(global, &choose(&store, global, None)?)?;
             let command = if path { Command::PingPaths { peer } } else { Command::Ping { peer } };
@@ -274,6 +298,7 @@ fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
         port_mapping: !settings.no_port_mapping,
+        user: settings.user,
         state: dir,
         runtime,
         node: NodeConfig { relaying, ..node },

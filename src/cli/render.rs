@@ -2,10 +2,13 @@
 #![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
 
 use std::io::{self, Write};
+use std::iter;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::daemon::doctor::{Finding, Verdict};
 use crate::daemon::enroll::{Enrolled, Ticket};
 use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
 
@@ -100,6 +103,31 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Why(_)
         | Reply::Netcheck(_) => Ok(()),
     }
+}
+
+/// `meshd doctor`: fails if a check does.
+pub(super) fn findings(json: bool, findings: &[Finding]) -> Result<ExitCode> {
+    let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fails);
+    if json {
+        #[derive(Serialize)]
+        struct Findings<'a> {
+            ok: bool,
+            checks: &'a [Finding],
+        }
+        print_json(&Findings { ok, checks: findings })?;
+    } else {
+        let rows = findings.iter().flat_map(|Finding { check, verdict, found, advice }| {
+            let verdict = match verdict {
+                Verdict::Passes => "ok",
+                Verdict::Warns => "warning",
+                Verdict::Fails => "FAILS",
+            };
+            let advice = advice.iter().map(|advice| [String::new(), String::new(), format!("-> {advice}")]);
+            iter::once([verdict.to_owned(), (*check).to_owned(), found.clone()]).chain(advice)
+        });
+        print(&table(["", "CHECK", "FOUND"], rows))?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The end of a run of pings.

@@ -5,10 +5,10 @@
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -19,6 +19,8 @@ use crate::config::{NetworkConfig, NodeConfig, Relaying};
 use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
 };
+
+use super::process::Account;
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
 const SYSTEM_RUNTIME: &str = "/run/meshd";
@@ -359,6 +361,11 @@ pub fn lock(dir: &Path, name: &Name) -> Result<Lock> {
     Ok(Lock { _file: file })
 }
 
+/// The process that has locked `dir`, by what it wrote there.
+pub fn holder(dir: &Path) -> Option<u32> {
+    fs::read_to_string(dir.join(LOCK)).ok()?.trim().parse().ok()
+}
+
 /// The folder of a network's API socket: below `chosen`, else /run/meshd for root, $XDG_RUNTIME_DIR/meshd for others.
 ///
 /// # Errors
@@ -381,6 +388,24 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
 /// As the system says.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Lets `account` work in a network's folder without giving it the keys: it may make files there and replace its own. `key` and `root.key`, which
+/// are read before the process becomes that account, stay whoever's they are, and the sticky bit keeps them from being removed.
+///
+/// # Errors
+/// As the system says.
+pub fn hand_over(dir: &Path, account: &Account) -> io::Result<()> {
+    chown(dir, None, Some(account.gid))?;
+    fs::set_permissions(dir, Permissions::from_mode(0o1770))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type()?.is_file() && name != KEY && name != ROOT_KEY {
+            lchown(entry.path(), Some(account.uid), Some(account.gid))?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the records of other members in a network's folder, at most 4096 of them.
