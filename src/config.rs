@@ -54,8 +54,8 @@ pub struct UpConfig {
     pub port_mapping: bool,
     /// The account to become (`--user`): a name or a number; `None`: the usual one.
     pub user: Option<String>,
-    /// The network's folder on disk: keys, settings, known records.
-    pub state: PathBuf,
+    /// The network's folder on disk: keys, settings, known records. `None`: nothing is kept.
+    pub state: Option<PathBuf>,
     /// The folder of the API socket and the lock.
     pub runtime: PathBuf,
 }

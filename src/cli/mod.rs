@@ -16,12 +16,12 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{NodeConfig, Relaying, UpConfig};
+use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
 use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
 use crate::daemon::{self, api, process, telemetry};
-use crate::identity::{Ipv4Prefix, Mac, Name};
+use crate::identity::{Ipv4Prefix, Mac, Name, PartyCode};
 use crate::node::{Command, Reply};
 
 /// Bytes of an interface's name that Linux allows: IFNAMSIZ less the zero at the end.
@@ -103,6 +103,17 @@ enum Action {
         /// Become a member first, if this machine is none yet; as for `join`
         #[arg(long, env = "MESHD_INVITE", hide_env_values = true, value_name = "INVITE")]
         invite: Option<String>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Meet everybody on this LAN who has the same code; nothing is kept when it ends
+    Party {
+        /// The five words; without them meshd asks, `-` reads standard input, `@FILE` a file [default: a new code, which is printed]
+        #[arg(long, value_name = "WORDS", num_args = 0..=5)]
+        code: Option<Vec<String>>,
+        /// What to call this machine [default: its host name]
+        #[arg(long, value_name = "HOST")]
+        name: Option<Name>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -212,16 +223,32 @@ struct Settings {
 pub fn main() -> ExitCode {
     process::begin();
     let Cli { global, action } = Cli::parse();
-    if let Action::Join { invite, .. } | Action::Up { invite: Some(invite), .. } = &action
-        && input::is_literal(invite)
-    {
-        process::conceal(invite);
-    }
+    secrets(&action).into_iter().filter(|text| input::is_literal(text)).for_each(process::conceal);
     telemetry::start(global.verbose);
     act(&global, action).unwrap_or_else(|error| {
         render::error(&error);
         ExitCode::FAILURE
     })
+}
+
+/// What of the command line is nobody else's business.
+fn secrets(action: &Action) -> Vec<&str> {
+    match action {
+        Action::Join { invite, .. } | Action::Up { invite: Some(invite), .. } => vec![invite],
+        Action::Party { code: Some(words), .. } => words.iter().map(String::as_str).collect(),
+        Action::Init { .. }
+        | Action::Invite { .. }
+        | Action::Up { .. }
+        | Action::Party { .. }
+        | Action::Status { .. }
+        | Action::Peers { .. }
+        | Action::Stations { .. }
+        | Action::Lookup { .. }
+        | Action::Why { .. }
+        | Action::Netcheck { .. }
+        | Action::Doctor { .. }
+        | Action::Ping { .. } => Vec::new(),
+    }
 }
 
 fn act(global: &Global, action: Action) -> Result<ExitCode> {
@@ -257,6 +284,7 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
             };
             up(global, home, settings)?;
         }
+        Action::Party { code, name, settings } => party(global, code.as_deref(), name, settings)?,
         Action::Status { which } => show(&store, global, which.named, Command::Status)?,
         Action::Peers { which } => show(&store, global, which.named, Command::Peers)?,
         Action::Stations { which } => show(&store, global, which.named, Command::Stations)?,
@@ -270,7 +298,7 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
             return render::findings(global.json, &doctor::examine(&patient));
         }
         Action::Ping { peer, path, count, interval } => {
-            let socket = runtime(global, &choose(&store, global, None)?)?;
+            let socket = asked(&store, global, None)?;
             let command = if path { Command::PingPaths { peer } } else { Command::Ping { peer } };
             return ping::run(&socket, &command, count, interval, global.json);
         }
@@ -279,31 +307,52 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
 }
 
 fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
-    let name = home.network.name.clone();
     let membership = home.membership(enroll::clock()?)?;
-    if let Some(ip) = settings.ip.filter(|ip| !home.network.prefix.contains_host(*ip)) {
-        bail!("{ip} is not a host of network {name}, which is {}; choose an --ip in it", home.network.prefix);
-    }
+    may_have(&home.network, settings.ip)?;
     let _lock = home.lock()?;
-    let runtime = store::runtime_dir(global.runtime_dir.as_deref(), &name)?;
     let boots = home.next_boot()?;
-    let device = settings.device.unwrap_or_else(|| device_name(&name));
-    let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
     let dir = home.dir.clone();
     let node = home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu));
-    let config = UpConfig {
-        name: membership.name().clone(),
-        device,
+    run(global, node, membership.name().clone(), Some(dir), settings)
+}
+
+/// Takes part in a party: the code's, or a new one.
+fn party(global: &Global, words: Option<&[String]>, host: Option<Name>, settings: Settings) -> Result<()> {
+    let code = match words {
+        Some(words) => input::party_code(words)?.parse::<PartyCode>()?,
+        None => enroll::party_code()?,
+    };
+    let (node, name) = enroll::party(&code, host)?;
+    may_have(&node.network, settings.ip)?;
+    render::party(global.json, &node.network, words.is_none().then_some(&code))?;
+    drop(code);
+    let node = NodeConfig { mac: settings.mac, ipv4: settings.ip, mtu: usize::from(settings.mtu), ..node };
+    // Who is not on this LAN has no business here.
+    run(global, node, name, None, Settings { no_port_mapping: true, ..settings })
+}
+
+fn may_have(network: &NetworkConfig, ip: Option<std::net::Ipv4Addr>) -> Result<()> {
+    if let Some(ip) = ip.filter(|ip| !network.prefix.contains_host(*ip)) {
+        bail!("{ip} is not a host of network {}, which is {}; choose an --ip in it", network.name, network.prefix);
+    }
+    Ok(())
+}
+
+fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, settings: Settings) -> Result<()> {
+    let network = &node.network.name;
+    let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
+    daemon::run(UpConfig {
+        name,
+        device: settings.device.unwrap_or_else(|| device_name(network)),
         port: settings.port,
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
         port_mapping: !settings.no_port_mapping,
         user: settings.user,
-        state: dir,
-        runtime,
+        state,
+        runtime: store::runtime_dir(global.runtime_dir.as_deref(), network)?,
         node: NodeConfig { relaying, ..node },
-    };
-    daemon::run(config)
+    })
 }
 
 /// The network of an invite; joins it, if that was not done before.
@@ -323,7 +372,7 @@ fn invited(store: &Store, global: &Global, which: Which, invite: &str) -> Result
 
 /// Asks the daemon and prints what it says.
 fn show(store: &Store, global: &Global, named: Option<Name>, command: Command) -> Result<()> {
-    let path = runtime(global, &choose(store, global, named)?)?;
+    let path = asked(store, global, named)?;
     let reply = api::request(&path, &command)?;
     if let Reply::Error { message } = reply {
         bail!(message);
@@ -333,6 +382,12 @@ fn show(store: &Store, global: &Global, named: Option<Name>, command: Command) -
 
 fn open(store: &Store, global: &Global, which: Which) -> Result<Home> {
     store.load(&choose(store, global, which.named)?)
+}
+
+/// The socket of the network or party that is meant.
+fn asked(store: &Store, global: &Global, named: Option<Name>) -> Result<PathBuf> {
+    let named = one_name("NETWORK", named, global.network.clone())?;
+    runtime(global, &store.choose_among(named.as_ref(), &store::parties(global.runtime_dir.as_deref()))?)
 }
 
 fn choose(store: &Store, global: &Global, named: Option<Name>) -> Result<Name> {

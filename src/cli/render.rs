@@ -8,8 +8,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::config::NetworkConfig;
 use crate::daemon::doctor::{Finding, Verdict};
 use crate::daemon::enroll::{Enrolled, Ticket};
+use crate::identity::PartyCode;
 use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
 
 use super::duration::human;
@@ -66,6 +68,34 @@ pub(super) fn joined(json: bool, enrolled: &Enrolled) -> Result<()> {
     let Enrolled { network, .. } = enrolled;
     let title = format!("This machine is a member of network {network} now.");
     print(&format!("{}\nStart it:\n\n    meshd up {network}\n", membership(&title, enrolled)))
+}
+
+/// Before a party begins: what the others need, and what everybody there must know.
+pub(super) fn party(json: bool, network: &NetworkConfig, made: Option<&PartyCode>) -> Result<()> {
+    if json {
+        #[derive(Serialize)]
+        struct Party {
+            network: String,
+            network_id: String,
+            /// Only if it was made now.
+            code: Option<String>,
+        }
+        let (name, code) = (network.name.to_string(), made.map(PartyCode::to_string));
+        return print_json(&Party { network: name, network_id: network.id().to_string(), code });
+    }
+    let mut text = String::new();
+    if let Some(code) = made {
+        text.push_str(&format!(
+            "The others on this LAN type:\n\n    meshd party --code {code}\n\nFive of 1024 words, drawn by chance: 50 bits. A guess \
+             costs 128 MiB and half a second, so that a thousand\nprocessor cores need thousands of years; nobody need hide the party, \
+             only the code.\n\n"
+        ));
+    }
+    let name = &network.name;
+    print(&format!(
+        "{text}This is {name}; who typed the same code sees the same name.\nWhoever has the code is equal here: takes part, lets others \
+         in, and cannot be sent away.\nKeys are in memory only. When meshd ends (Ctrl-C), nothing is left of the party here.\n\n"
+    ))
 }
 
 /// The answer to a question other than a ping.

@@ -73,9 +73,9 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let sockets: Vec<_> = UdpSocket::open(config.port, config.lanes)?.into_iter().map(Arc::new).collect();
     let socket = Arc::clone(&sockets[0]);
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
-    let folder = Pinned::open(&config.state).with_context(|| format!("cannot open {}", config.state.display()))?;
+    let folder = config.state.as_deref().map(Pinned::open).transpose().context("cannot open the network's folder")?;
     // Everything that needs root is open; everything that starts a thread comes after.
-    process::settle(account.as_ref(), &config, &folder)?;
+    process::settle(account.as_ref(), &config, folder.as_ref())?;
 
     let key = config.node.key.clone();
     let directory =
@@ -137,7 +137,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         next_command: 0,
         ended: false,
         state: config.state,
-        saver: Saver { folder: folder.path(), wanted: None, running: None },
+        saver: Saver { folder: folder.as_ref().map(Pinned::path), wanted: None, running: None },
         counters: Counters::default(),
     };
     let from_directory = directory.events;
@@ -152,8 +152,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     result
 }
 
-fn membership_ended(folder: &Path) -> anyhow::Error {
-    let folder = folder.display();
+fn membership_ended(folder: Option<&Path>) -> anyhow::Error {
+    let folder = folder.unwrap_or(Path::new("it")).display();
     anyhow::anyhow!(
         "the membership of this machine has ended, unless its clock is wrong; ask for a new invite, remove {folder} and \
          join again"
@@ -183,7 +183,7 @@ struct Control {
     /// Our certificate is over.
     ended: bool,
     /// Our folder, for messages: it may be out of reach by this path.
-    state: PathBuf,
+    state: Option<PathBuf>,
     saver: Saver,
     /// What was lost here.
     counters: Counters,
@@ -243,7 +243,7 @@ impl Control {
             }
             self.drain(Instant::now());
             if self.ended {
-                return Err(membership_ended(&self.state));
+                return Err(membership_ended(self.state.as_deref()));
             }
             if let Err(error) = self.set_addresses().await {
                 tracing::warn!("{error:#}");
@@ -529,7 +529,8 @@ impl Directory {
 
 /// Writes the known records to disk, off this thread and one write at a time: a disk may take its time.
 struct Saver {
-    folder: PathBuf,
+    /// `None`: nothing is kept.
+    folder: Option<PathBuf>,
     wanted: Option<Vec<Vec<u8>>>,
     running: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -543,8 +544,8 @@ impl Saver {
     fn start(&mut self) {
         if self.running.is_none()
             && let Some(records) = self.wanted.take()
+            && let Some(folder) = self.folder.clone()
         {
-            let folder = self.folder.clone();
             self.running = Some(tokio::task::spawn_blocking(move || store::save_records(&folder, &records)));
         }
     }
@@ -672,7 +673,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         on_a_runtime(async {
-            let mut saver = Saver { folder: folder.clone(), wanted: None, running: None };
+            let mut saver = Saver { folder: Some(folder.clone()), wanted: None, running: None };
             for number in 0..5u8 {
                 saver.save(vec![vec![number; 3]]);
             }

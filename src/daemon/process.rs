@@ -128,11 +128,13 @@ pub fn conceal(secret: &str) {
     }
 }
 
+/// Whole strings only, or what follows an equals sign: a short word may stand in a path that is still needed.
 fn overwrite(area: &mut [u8], secret: &[u8]) {
-    let mut at = 0;
-    while let Some(found) = area[at..].windows(secret.len()).position(|window| window == secret) {
-        area[at + found..at + found + secret.len()].fill(b'x');
-        at += found + secret.len();
+    for text in area.split_mut(|byte| *byte == 0) {
+        let before = text.len().wrapping_sub(secret.len());
+        if text.ends_with(secret) && (before == 0 || text[before - 1] == b'=') {
+            text[before..].fill(b'x');
+        }
     }
 }
 
@@ -263,14 +265,15 @@ impl Confined {
 ///
 /// # Errors
 /// As [`confine`], and when the folders cannot be given away.
-pub fn settle(account: Option<&Account>, config: &UpConfig, folder: &Pinned) -> Result<()> {
+pub fn settle(account: Option<&Account>, config: &UpConfig, folder: Option<&Pinned>) -> Result<()> {
     if let Some(account) = account {
-        let given = store::hand_over(&folder.path(), account)
-            .and_then(|()| chown(&config.runtime, Some(account.uid), Some(account.gid)));
-        given.with_context(|| format!("cannot give {} to user {}", config.state.display(), account.name))?;
+        let given = folder.map_or(Ok(()), |folder| store::hand_over(&folder.path(), account));
+        let given = given.and_then(|()| chown(&config.runtime, Some(account.uid), Some(account.gid)));
+        given.with_context(|| format!("cannot give the folders of {} to user {}", config.node.network.name, account.name))?;
     }
     let runtime = Pinned::open(&config.runtime)?;
-    let confined = confine(account, &[&folder.path(), &runtime.path()])?;
+    let folders: Vec<_> = [Some(&runtime), folder].into_iter().flatten().map(Pinned::path).collect();
+    let confined = confine(account, &folders)?;
     let as_whom = account.map_or_else(String::new, |account| format!("runs as user {}, ", account.name));
     tracing::info!("{as_whom}{}", confined.told());
     Ok(())
@@ -281,7 +284,7 @@ pub fn settle(account: Option<&Account>, config: &UpConfig, folder: &Pinned) -> 
 ///
 /// # Errors
 /// When the kernel refuses to change the user or the capabilities. That it has no Landlock or no seccomp is none.
-pub fn confine(account: Option<&Account>, folders: &[&Path]) -> Result<Confined> {
+pub fn confine(account: Option<&Account>, folders: &[PathBuf]) -> Result<Confined> {
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     ensure!(threads == 1, "{threads} threads run already: what they may do could not be limited any more");
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("cannot give up new privileges")?;
@@ -356,7 +359,7 @@ pub fn landlock_version() -> i64 {
 }
 
 /// Beneath `folders` everything but to execute; reading in a few places; no file anywhere else. Nobody outside is signalled.
-fn landlocked(folders: &[&Path]) -> Result<RulesetStatus, landlock::RulesetError> {
+fn landlocked(folders: &[PathBuf]) -> Result<RulesetStatus, landlock::RulesetError> {
     // The first with everything that we ask for; on a kernel with less, less of it is enforced.
     let abi = ABI::V6;
     let everything = AccessFs::from_all(abi);
@@ -448,9 +451,9 @@ mod tests {
 
     #[test]
     fn a_secret_is_overwritten_wherever_it_stands() {
-        let mut area = *b"meshd\0join\0secret\0A=secretsecret\0";
+        let mut area = *b"secret\0--code=secret\0A=secret\0B=/secret\0asecret\0sec\0\0";
         overwrite(&mut area, b"secret");
-        assert_eq!(&area, b"meshd\0join\0xxxxxx\0A=xxxxxxxxxxxx\0");
+        assert_eq!(&area, b"xxxxxx\0--code=xxxxxx\0A=xxxxxx\0B=/secret\0asecret\0sec\0\0");
     }
 
     #[test]
@@ -497,7 +500,7 @@ mod tests {
         let pinned = Pinned::open(&folder).expect("it is there");
         let mut command = std::process::Command::new("/bin/true");
         let confined = move || {
-            let confined = confine(None, &[&pinned.path()]).map_err(|error| io::Error::other(format!("{error:#}")))?;
+            let confined = confine(None, &[pinned.path()]).map_err(|error| io::Error::other(format!("{error:#}")))?;
             let found = format!("{confined:?} {:?}", File::create(&outside).map_err(|error| error.kind()));
             fs::write(pinned.path().join("new"), found)?;
             fs::rename(pinned.path().join("new"), &inside)

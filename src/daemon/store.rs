@@ -9,6 +9,7 @@ use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,6 +21,7 @@ use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
 };
 
+use super::api;
 use super::process::Account;
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
@@ -31,6 +33,9 @@ const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
 const LOCK: &str = "lock";
+
+/// Networks that come of a party code are called this and four digits of their id.
+pub const PARTY: &str = "party-";
 
 /// Folders under construction begin with this; no network's name can.
 const UNFINISHED: &str = ".new-";
@@ -127,7 +132,16 @@ impl Store {
     /// # Errors
     /// When it does not exist, or when none was named and there is not exactly one. The message lists what there is.
     pub fn choose(&self, named: Option<&Name>) -> Result<Name> {
-        let names = self.networks()?;
+        self.choose_among(named, &[])
+    }
+
+    /// As [`Store::choose`], where `parties` are there too, of which nothing is kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose_among(&self, named: Option<&Name>, parties: &[Name]) -> Result<Name> {
+        let mut names = self.networks()?;
+        names.extend_from_slice(parties);
         let list = names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
         match (named, names.as_slice()) {
             (Some(name), _) if names.contains(name) => Ok(name.clone()),
@@ -371,6 +385,10 @@ pub fn holder(dir: &Path) -> Option<u32> {
 /// # Errors
 /// When there is no such folder to fall back to.
 pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
+    Ok(runtime_base(chosen)?.join(network.as_str()))
+}
+
+fn runtime_base(chosen: Option<&Path>) -> Result<PathBuf> {
     let base = match chosen {
         Some(base) => base.to_owned(),
         None if is_root() => PathBuf::from(SYSTEM_RUNTIME),
@@ -379,7 +397,22 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
             PathBuf::from(base.context("XDG_RUNTIME_DIR is not set; use --runtime-dir")?).join("meshd")
         }
     };
-    Ok(std::path::absolute(base)?.join(network.as_str()))
+    Ok(std::path::absolute(base)?)
+}
+
+/// The parties that this machine takes part in just now, by their sockets.
+pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
+    let Ok(base) = runtime_base(chosen) else { return Vec::new() };
+    let folders = fs::read_dir(base).into_iter().flatten().flatten();
+    let names = folders.filter_map(|folder| {
+        let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
+        // One that was killed has left its socket.
+        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
+        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -506,7 +539,7 @@ fn read_bounded(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Whether this machine has AES and carry-less multiplication in hardware, which AES-GCM needs to be fast.
-fn has_hardware_aes() -> bool {
+pub(super) fn has_hardware_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
