@@ -104,7 +104,10 @@ fn an_invite_given_openly_is_hidden_and_no_log_has_a_secret() {
             for file in ["cmdline", "environ"] {
                 let text = String::from_utf8_lossy(&fs::read(process.join(file))?).into_owned();
                 ensure!(!text.contains(&invite[..24]), "the invite stands in {file} of {}", node.laptop().name);
-                ensure!(text.contains("xxxxxxxx") == (text.contains("--invite") || text.contains("MESHD_INVITE")), "{text}");
+                ensure!(
+                    text.contains("xxxxxxxx") == (text.contains("--invite") || text.contains("MESHD_INVITE")),
+                    "{text}"
+                );
             }
             let dir = &node.laptop().dir;
             let log = fs::read_to_string(dir.join("log"))?;

@@ -87,8 +87,8 @@ pub(super) fn party(json: bool, network: &NetworkConfig, made: Option<&PartyCode
     if let Some(code) = made {
         text.push_str(&format!(
             "The others on this LAN type:\n\n    meshd party --code {code}\n\nFive of 1024 words, drawn by chance: 50 bits. A guess \
-             costs 128 MiB and half a second, so that a thousand\nprocessor cores need thousands of years; nobody need hide the party, \
-             only the code.\n\n"
+             costs 128 MiB and a quarter of a second,\nso that a thousand processor cores need thousands of years. Nobody need hide the \
+             party, only the code.\n\n"
         ));
     }
     let name = &network.name;
@@ -303,7 +303,7 @@ pub(super) fn key_values(lines: &[(&str, String)]) -> String {
 
 /// A heading and rows in columns, two spaces apart, nothing after the last.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<_> = iter::once(heading.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();

@@ -77,7 +77,11 @@ pub fn examine(patient: &Patient<'_>) -> Vec<Finding> {
     findings.extend(networks.iter().zip(running).map(|(name, running)| network(patient, name, running)));
     if networks.is_empty() {
         let found = format!("this machine is a member of none (in {})", patient.store.base().display());
-        findings.push(warns("network", found, "meshd init, or meshd join INVITE; under sudo it is root's folder that counts"));
+        findings.push(warns(
+            "network",
+            found,
+            "meshd init, or meshd join INVITE; under sudo it is root's folder that counts",
+        ));
     }
     findings
 }
@@ -137,7 +141,9 @@ fn confinement() -> Finding {
     let landlock = process::landlock_version();
     let seccomp = proc_status("self").contains_key("Seccomp");
     let found = match (landlock, seccomp) {
-        (1.., true) => return passes("confinement", format!("the kernel has Landlock (version {landlock}) and seccomp")),
+        (1.., true) => {
+            return passes("confinement", format!("the kernel has Landlock (version {landlock}) and seccomp"));
+        }
         (1.., false) => "the kernel has no seccomp",
         (_, true) => "the kernel has no Landlock",
         (_, false) => "the kernel has neither Landlock nor seccomp",
@@ -249,7 +255,11 @@ fn offloads() -> Finding {
     if missing.is_empty() {
         return passes("offloads", "superframes on the TAP and trains of UDP datagrams are there");
     }
-    warns("offloads", format!("the kernel lacks {}", missing.join(" and ")), "it works, at more processor time; a kernel from 6.2 on has all")
+    warns(
+        "offloads",
+        format!("the kernel lacks {}", missing.join(" and ")),
+        "it works, at more processor time; a kernel from 6.2 on has all",
+    )
 }
 
 fn ipv6() -> Finding {
@@ -273,16 +283,28 @@ fn network(patient: &Patient<'_>, name: &Name, running: Option<u32>) -> Finding 
         Err(error) => return fails("network", format!("{name}: {error:#}"), "as it says"),
     };
     let Some(process) = running else {
-        return warns("network", format!("{name}: does not run"), format!("meshd up {name}, or systemctl start meshd@{name}"));
+        return warns(
+            "network",
+            format!("{name}: does not run"),
+            format!("meshd up {name}, or systemctl start meshd@{name}"),
+        );
     };
     if ends < ENDS_SOON {
-        return warns("network", format!("{name}: the membership ends in {}", Ago(ends)), "ask for a new invite in time");
+        return warns(
+            "network",
+            format!("{name}: the membership ends in {}", Ago(ends)),
+            "ask for a new invite in time",
+        );
     }
     let status = proc_status(&process.to_string());
     let is_root = status.get("Uid").is_none_or(|uids| uids.split_whitespace().any(|uid| uid == "0"));
     let held = status.get("CapPrm").and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(u64::MAX);
     if is_root || held & !process::NET_ADMIN != 0 {
-        return warns("network", format!("{name}: runs with more rights than it needs (process {process})"), "restart it without --user root");
+        return warns(
+            "network",
+            format!("{name}: runs with more rights than it needs (process {process})"),
+            "restart it without --user root",
+        );
     }
     passes("network", format!("{name}: runs, unprivileged (process {process}), a member for {} more", Ago(ends)))
 }
@@ -316,7 +338,12 @@ mod tests {
 
     #[test]
     fn a_firewall_that_keeps_everything_out_is_seen_whoever_wrote_it() {
-        for rules in [UFW, FIREWALLD, "-P INPUT DROP\n", "-P INPUT ACCEPT\n-A INPUT -j REJECT --reject-with icmp-port-unreachable\n"] {
+        for rules in [
+            UFW,
+            FIREWALLD,
+            "-P INPUT DROP\n",
+            "-P INPUT ACCEPT\n-A INPUT -j REJECT --reject-with icmp-port-unreachable\n",
+        ] {
             let finding = judge_firewall(rules);
             assert_eq!(finding.verdict, Verdict::Warns, "{rules}");
             assert!(finding.advice.is_some_and(|advice| advice.contains("4747")));

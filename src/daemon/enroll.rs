@@ -17,7 +17,8 @@ use crate::config::{DEFAULT_MTU, NetworkConfig, NodeConfig, Relaying};
 use crate::dht::{Record, Verified};
 use crate::identity::{
     Ago, Certificate, CertificateBody, Chain, ChainError, Contact, Invite, InviteError, Ipv4Prefix, Kind, MAX_CONTACTS,
-    Mac, Name, NetworkId, NetworkSecret, PartyCode, PeerId, Roles, SigningKey, UnixSeconds, automatic_ipv4, default_prefix,
+    Mac, Name, NetworkId, NetworkSecret, PartyCode, PeerId, Roles, SigningKey, UnixSeconds, automatic_ipv4,
+    default_prefix,
 };
 
 use super::store::{self, Home, Store};
@@ -190,7 +191,7 @@ pub fn join(store: &Store, text: &str, name: Option<Name>, host: Option<Name>) -
 }
 
 /// What a guest of the party with this code starts with, and its name: a key for this time only, certified by itself with the root key that
-/// everybody there can make. Nothing of it touches the disk. Takes half a second and 128 MiB.
+/// everybody there can make. Nothing of it touches the disk. Takes a quarter of a second and 128 MiB.
 ///
 /// # Errors
 /// When the clock is not set, or the host name no name.
@@ -199,7 +200,8 @@ pub fn party(code: &PartyCode, host: Option<Name>) -> Result<(NodeConfig, Name)>
     let name = host.map_or_else(host_name, Ok)?;
     let (root, secret) = code.network();
     let (id, key) = (NetworkId::of_root(&root.peer_id()), new_key()?);
-    let chain = Chain::of_root(root.peer_id(), Certificate::issue(&root, &id, of_a_founder(key.peer_id(), name.clone(), now)));
+    let chain =
+        Chain::of_root(root.peer_id(), Certificate::issue(&root, &id, of_a_founder(key.peer_id(), name.clone(), now)));
     let network = NetworkConfig {
         name: format!("{}{}", store::PARTY, &id.short()[..4]).parse()?,
         root: root.peer_id(),

@@ -169,8 +169,9 @@ pub fn account(chosen: Option<&str>) -> Result<Option<Account>> {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     let account = match chosen {
         Some("root" | "0") => return Ok(None),
-        Some(chosen) => find(&passwd, chosen)
-            .with_context(|| format!("there is no account {chosen}; make it (useradd --system {chosen}), or say a number"))?,
+        Some(chosen) => find(&passwd, chosen).with_context(|| {
+            format!("there is no account {chosen}; make it (useradd --system {chosen}), or say a number")
+        })?,
         None => usual(&passwd)?,
     };
     // SAFETY: no arguments.
@@ -192,7 +193,10 @@ fn usual(passwd: &str) -> Result<Account> {
     }
     let account = find(passwd, &UNNAMED.to_string()).expect("a number is an account");
     if account.name != UNNAMED.to_string() {
-        bail!("user {UNNAMED} is {} here; make an account for meshd (useradd --system {ACCOUNT}), or say --user", account.name);
+        bail!(
+            "user {UNNAMED} is {} here; make an account for meshd (useradd --system {ACCOUNT}), or say --user",
+            account.name
+        );
     }
     Ok(account)
 }
@@ -269,7 +273,9 @@ pub fn settle(account: Option<&Account>, config: &UpConfig, folder: Option<&Pinn
     if let Some(account) = account {
         let given = folder.map_or(Ok(()), |folder| store::hand_over(&folder.path(), account));
         let given = given.and_then(|()| chown(&config.runtime, Some(account.uid), Some(account.gid)));
-        given.with_context(|| format!("cannot give the folders of {} to user {}", config.node.network.name, account.name))?;
+        given.with_context(|| {
+            format!("cannot give the folders of {} to user {}", config.node.network.name, account.name)
+        })?;
     }
     let runtime = Pinned::open(&config.runtime)?;
     let folders: Vec<_> = [Some(&runtime), folder].into_iter().flatten().map(Pinned::path).collect();
@@ -425,7 +431,8 @@ fn checked(result: impl Into<i64>) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\nmallory:x:4747:100::/:/bin/sh\nmeshd:x:990:980::/:/usr/sbin/nologin\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/sh\nmallory:x:4747:100::/:/bin/sh\nmeshd:x:990:980::/:/usr/sbin/nologin\n";
 
     fn account(name: &str, uid: u32, gid: u32) -> Account {
         Account { name: name.to_owned(), uid, gid }

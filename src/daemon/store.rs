@@ -677,9 +677,9 @@ mod tests {
         let store = Scratch::new("damage");
         let dir = store.network("home", 1).expect("made");
         let key = dir.join(KEY);
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("chmod");
         assert!(store.complaint("home").contains(&format!("readable by others; run: chmod 600 {}", key.display())));
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("chmod");
         let whole = fs::read(&key).expect("key");
         for bytes in [&b""[..], &whole[..40], &[b'z'; 64], &[b'0'; 4096]] {
             fs::write(&key, bytes).expect("write");
