@@ -52,8 +52,10 @@ pub struct UpConfig {
     pub busy_poll: bool,
     /// Whether the gateway is asked to let others in.
     pub port_mapping: bool,
-    /// The network's folder on disk: keys, settings, known records.
-    pub state: PathBuf,
+    /// The account to become (`--user`): a name or a number; `None`: the usual one.
+    pub user: Option<String>,
+    /// The network's folder on disk: keys, settings, known records. `None`: nothing is kept.
+    pub state: Option<PathBuf>,
     /// The folder of the API socket and the lock.
     pub runtime: PathBuf,
 }

@@ -2,11 +2,16 @@
 #![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
 
 use std::io::{self, Write};
+use std::iter;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::config::NetworkConfig;
+use crate::daemon::doctor::{Finding, Verdict};
 use crate::daemon::enroll::{Enrolled, Ticket};
+use crate::identity::PartyCode;
 use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
 
 use super::duration::human;
@@ -65,6 +70,34 @@ pub(super) fn joined(json: bool, enrolled: &Enrolled) -> Result<()> {
     print(&format!("{}\nStart it:\n\n    meshd up {network}\n", membership(&title, enrolled)))
 }
 
+/// Before a party begins: what the others need, and what everybody there must know.
+pub(super) fn party(json: bool, network: &NetworkConfig, made: Option<&PartyCode>) -> Result<()> {
+    if json {
+        #[derive(Serialize)]
+        struct Party {
+            network: String,
+            network_id: String,
+            /// Only if it was made now.
+            code: Option<String>,
+        }
+        let (name, code) = (network.name.to_string(), made.map(PartyCode::to_string));
+        return print_json(&Party { network: name, network_id: network.id().to_string(), code });
+    }
+    let mut text = String::new();
+    if let Some(code) = made {
+        text.push_str(&format!(
+            "The others on this LAN type:\n\n    meshd party --code {code}\n\nFive of 1024 words, drawn by chance: 50 bits. A guess \
+             costs 128 MiB and a quarter of a second,\nso that a thousand processor cores need thousands of years. Nobody need hide the \
+             party, only the code.\n\n"
+        ));
+    }
+    let name = &network.name;
+    print(&format!(
+        "{text}This is {name}; who typed the same code sees the same name.\nWhoever has the code is equal here: takes part, lets others \
+         in, and cannot be sent away.\nKeys are in memory only. When meshd ends (Ctrl-C), nothing is left of the party here.\n\n"
+    ))
+}
+
 /// The answer to a question other than a ping.
 pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
     if json {
@@ -100,6 +133,31 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Why(_)
         | Reply::Netcheck(_) => Ok(()),
     }
+}
+
+/// `meshd doctor`: fails if a check does.
+pub(super) fn findings(json: bool, findings: &[Finding]) -> Result<ExitCode> {
+    let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fails);
+    if json {
+        #[derive(Serialize)]
+        struct Findings<'a> {
+            ok: bool,
+            checks: &'a [Finding],
+        }
+        print_json(&Findings { ok, checks: findings })?;
+    } else {
+        let rows = findings.iter().flat_map(|Finding { check, verdict, found, advice }| {
+            let verdict = match verdict {
+                Verdict::Passes => "ok",
+                Verdict::Warns => "warning",
+                Verdict::Fails => "FAILS",
+            };
+            let advice = advice.iter().map(|advice| [String::new(), String::new(), format!("-> {advice}")]);
+            iter::once([verdict.to_owned(), (*check).to_owned(), found.clone()]).chain(advice)
+        });
+        print(&table(["", "CHECK", "FOUND"], rows))?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The end of a run of pings.
@@ -245,7 +303,7 @@ pub(super) fn key_values(lines: &[(&str, String)]) -> String {
 
 /// A heading and rows in columns, two spaces apart, nothing after the last.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<_> = iter::once(heading.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();

@@ -38,6 +38,7 @@ use super::direction::FromLane;
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::portmap::Mapper;
+use super::process::{self, Pinned};
 use super::sockets::Sockets;
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -64,18 +65,23 @@ const WISHES: usize = 256;
 /// Whatever kept it from starting or from going on. Everything is undone.
 pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let account = process::account(config.user.as_deref())?;
     let network = config.node.network.clone();
     store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
     let _lock = store::lock(&config.runtime, &network.name)?;
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
     let sockets: Vec<_> = UdpSocket::open(config.port, config.lanes)?.into_iter().map(Arc::new).collect();
     let socket = Arc::clone(&sockets[0]);
+    let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
+    let folder = config.state.as_deref().map(Pinned::open).transpose().context("cannot open the network's folder")?;
+    // Everything that needs root is open; everything that starts a thread comes after.
+    process::settle(account.as_ref(), &config, folder.as_ref())?;
 
     let key = config.node.key.clone();
     let directory =
         swarm::spawn(SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port()))?;
     let (to_us, sightings) = mpsc::channel(SIGHTINGS);
-    // Before the TAP: mDNS joins its group on every interface there is when it starts.
+    // Before the TAP is up: mDNS joins its group on every interface there is when it starts.
     let beacon = Beacon::start(
         BeaconConfig {
             key: network.secret.beacon_key(),
@@ -86,7 +92,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         seed()?,
         to_us,
     )?;
-    let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
+    device.bring_up().with_context(|| format!("cannot bring up {}", config.device))?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
     let beside = Arc::new(Sockets::new()?);
@@ -130,7 +136,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         waiting: BTreeMap::new(),
         next_command: 0,
         ended: false,
-        saver: Saver { folder: config.state, wanted: None, running: None },
+        state: config.state,
+        saver: Saver { folder: folder.as_ref().map(Pinned::path), wanted: None, running: None },
         counters: Counters::default(),
     };
     let from_directory = directory.events;
@@ -145,8 +152,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     result
 }
 
-fn membership_ended(folder: &Path) -> anyhow::Error {
-    let folder = folder.display();
+fn membership_ended(folder: Option<&Path>) -> anyhow::Error {
+    let folder = folder.unwrap_or(Path::new("it")).display();
     anyhow::anyhow!(
         "the membership of this machine has ended, unless its clock is wrong; ask for a new invite, remove {folder} and \
          join again"
@@ -175,6 +182,8 @@ struct Control {
     next_command: u64,
     /// Our certificate is over.
     ended: bool,
+    /// Our folder, for messages: it may be out of reach by this path.
+    state: Option<PathBuf>,
     saver: Saver,
     /// What was lost here.
     counters: Counters,
@@ -234,7 +243,7 @@ impl Control {
             }
             self.drain(Instant::now());
             if self.ended {
-                return Err(membership_ended(&self.saver.folder));
+                return Err(membership_ended(self.state.as_deref()));
             }
             if let Err(error) = self.set_addresses().await {
                 tracing::warn!("{error:#}");
@@ -520,7 +529,8 @@ impl Directory {
 
 /// Writes the known records to disk, off this thread and one write at a time: a disk may take its time.
 struct Saver {
-    folder: PathBuf,
+    /// `None`: nothing is kept.
+    folder: Option<PathBuf>,
     wanted: Option<Vec<Vec<u8>>>,
     running: Option<JoinHandle<anyhow::Result<()>>>,
 }
@@ -534,8 +544,8 @@ impl Saver {
     fn start(&mut self) {
         if self.running.is_none()
             && let Some(records) = self.wanted.take()
+            && let Some(folder) = self.folder.clone()
         {
-            let folder = self.folder.clone();
             self.running = Some(tokio::task::spawn_blocking(move || store::save_records(&folder, &records)));
         }
     }
@@ -663,7 +673,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         on_a_runtime(async {
-            let mut saver = Saver { folder: folder.clone(), wanted: None, running: None };
+            let mut saver = Saver { folder: Some(folder.clone()), wanted: None, running: None };
             for number in 0..5u8 {
                 saver.save(vec![vec![number; 3]]);
             }

@@ -7,10 +7,12 @@
 pub mod api;
 pub mod control;
 pub mod direction;
+pub mod doctor;
 pub mod enroll;
 pub mod lane;
 pub mod netlink;
 pub mod portmap;
+pub mod process;
 pub mod sockets;
 pub mod store;
 pub mod telemetry;

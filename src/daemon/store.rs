@@ -5,10 +5,11 @@
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -20,6 +21,9 @@ use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
 };
 
+use super::api;
+use super::process::Account;
+
 const SYSTEM_STATE: &str = "/var/lib/meshd";
 const SYSTEM_RUNTIME: &str = "/run/meshd";
 
@@ -29,6 +33,9 @@ const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
 const LOCK: &str = "lock";
+
+/// Networks that come of a party code are called this and four digits of their id.
+pub const PARTY: &str = "party-";
 
 /// Folders under construction begin with this; no network's name can.
 const UNFINISHED: &str = ".new-";
@@ -125,7 +132,16 @@ impl Store {
     /// # Errors
     /// When it does not exist, or when none was named and there is not exactly one. The message lists what there is.
     pub fn choose(&self, named: Option<&Name>) -> Result<Name> {
-        let names = self.networks()?;
+        self.choose_among(named, &[])
+    }
+
+    /// As [`Store::choose`], where `parties` are there too, of which nothing is kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose_among(&self, named: Option<&Name>, parties: &[Name]) -> Result<Name> {
+        let mut names = self.networks()?;
+        names.extend_from_slice(parties);
         let list = names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
         match (named, names.as_slice()) {
             (Some(name), _) if names.contains(name) => Ok(name.clone()),
@@ -359,11 +375,20 @@ pub fn lock(dir: &Path, name: &Name) -> Result<Lock> {
     Ok(Lock { _file: file })
 }
 
+/// The process that has locked `dir`, by what it wrote there.
+pub fn holder(dir: &Path) -> Option<u32> {
+    fs::read_to_string(dir.join(LOCK)).ok()?.trim().parse().ok()
+}
+
 /// The folder of a network's API socket: below `chosen`, else /run/meshd for root, $XDG_RUNTIME_DIR/meshd for others.
 ///
 /// # Errors
 /// When there is no such folder to fall back to.
 pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
+    Ok(runtime_base(chosen)?.join(network.as_str()))
+}
+
+fn runtime_base(chosen: Option<&Path>) -> Result<PathBuf> {
     let base = match chosen {
         Some(base) => base.to_owned(),
         None if is_root() => PathBuf::from(SYSTEM_RUNTIME),
@@ -372,7 +397,22 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
             PathBuf::from(base.context("XDG_RUNTIME_DIR is not set; use --runtime-dir")?).join("meshd")
         }
     };
-    Ok(std::path::absolute(base)?.join(network.as_str()))
+    Ok(std::path::absolute(base)?)
+}
+
+/// The parties that this machine takes part in just now, by their sockets.
+pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
+    let Ok(base) = runtime_base(chosen) else { return Vec::new() };
+    let folders = fs::read_dir(base).into_iter().flatten().flatten();
+    let names = folders.filter_map(|folder| {
+        let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
+        // One that was killed has left its socket.
+        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
+        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -381,6 +421,24 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
 /// As the system says.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Lets `account` work in a network's folder without giving it the keys: it may make files there and replace its own. `key` and `root.key`, which
+/// are read before the process becomes that account, stay whoever's they are, and the sticky bit keeps them from being removed.
+///
+/// # Errors
+/// As the system says.
+pub fn hand_over(dir: &Path, account: &Account) -> io::Result<()> {
+    chown(dir, None, Some(account.gid))?;
+    fs::set_permissions(dir, Permissions::from_mode(0o1770))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type()?.is_file() && name != KEY && name != ROOT_KEY {
+            lchown(entry.path(), Some(account.uid), Some(account.gid))?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the records of other members in a network's folder, at most 4096 of them.
@@ -481,7 +539,7 @@ fn read_bounded(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Whether this machine has AES and carry-less multiplication in hardware, which AES-GCM needs to be fast.
-fn has_hardware_aes() -> bool {
+pub(super) fn has_hardware_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
@@ -619,9 +677,9 @@ mod tests {
         let store = Scratch::new("damage");
         let dir = store.network("home", 1).expect("made");
         let key = dir.join(KEY);
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("chmod");
         assert!(store.complaint("home").contains(&format!("readable by others; run: chmod 600 {}", key.display())));
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("chmod");
         let whole = fs::read(&key).expect("key");
         for bytes in [&b""[..], &whole[..40], &[b'z'; 64], &[b'0'; 4096]] {
             fs::write(&key, bytes).expect("write");

@@ -2,7 +2,7 @@
 //!
 //! One Ed25519 key makes a node: its public half is the [`PeerId`]. A network is a root key and a 32-byte
 //! [`NetworkSecret`]; its [`NetworkId`] is the hash of the root key. Membership is a [`Chain`] of at most three
-//! certificates below the root. Nothing here does I/O, reads a clock or draws randomness: seeds and times come in.
+//! certificates below the root; of a party, key and secret are made of a [`PartyCode`]. Nothing here does I/O, reads a clock or draws randomness: seeds and times come in.
 //!
 //! Everything signed is canonical postcard behind [`canonical`], with a domain-separation prefix and the network id in
 //! the signed bytes, so a signature made for one purpose or network never fits another.
@@ -12,6 +12,8 @@ pub mod canonical;
 mod certificate;
 mod invite;
 mod key;
+mod party;
+mod words;
 
 pub use address::{AddressError, Ipv4Prefix, Mac, automatic_ipv4, default_prefix, ula_address, ula_prefix};
 pub use certificate::{Certificate, CertificateBody, Chain, ChainError, Kind, Membership, Name, NameError, Roles};
@@ -19,6 +21,7 @@ pub use invite::{Ago, Contact, Invite, InviteError, MAX_CONTACTS};
 pub use key::{
     DOMAIN_RECORD, IdentityError, NetworkId, NetworkSecret, NoisePublic, NoiseSecret, PeerId, Signature, SigningKey,
 };
+pub use party::{PartyCode, PartyCodeError};
 
 /// Seconds since the Unix epoch, as wall time enters the house: certificates, records and invites are dated in it.
 pub type UnixSeconds = u64;
