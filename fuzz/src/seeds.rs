@@ -25,6 +25,7 @@ fn main() {
         ("inner-frame", Inner::Frame(Checksum::Valid)),
         ("inner-bundle", Inner::Bundle),
         ("inner-message", Inner::Message),
+        ("inner-padded", Inner::Padded(9)),
         ("inner-fragment", Inner::Fragment { id: 9, part: 3, last: true }),
     ] {
         let mut bytes = [0; INNER_LEN];

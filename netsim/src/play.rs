@@ -168,6 +168,21 @@ impl World {
         self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
     }
 
+    /// Stops a host's process (SIGSTOP): it does nothing, and its clocks go on.
+    pub fn freeze(&mut self, host: HostId) {
+        self.fall_asleep(host);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self, id: HostId) {
+        self.note(id, format_args!("thaw"));
+        let host = &mut self.hosts[id.0];
+        (host.asleep_since, host.wake_at) = (None, None);
+        let life = host.life;
+        self.schedule(id);
+        self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
+    }
+
     /// A host's wall clock is set to be `ahead` of the true time, or behind it; seconds.
     pub fn set_clock(&mut self, id: HostId, ahead: i64) {
         self.hosts[id.0].ahead = ahead;

@@ -287,6 +287,11 @@ impl Topology {
         (self.boxes[id.0].inside, self.boxes[id.0].outside)
     }
 
+    /// What the link of a port is like.
+    pub fn conditions(&self, port: PortId) -> Conditions {
+        self.ports[port.0].link.conditions
+    }
+
     /// Changes what every cable of `segment` is like.
     pub fn set_conditions(&mut self, segment: SegmentId, conditions: Conditions) {
         self.segments[segment.0].conditions = conditions;

@@ -218,6 +218,33 @@ fn homes_with_the_same_addresses_do_not_confuse_anybody() {
 }
 
 #[test]
+fn an_address_of_a_peer_that_is_ours_too_is_never_tried_and_a_stranger_at_it_is_not_taken_for_the_peer() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::new(12_550 + seed);
+        for members in [2, 1] {
+            let (lan, nat) = stage.world.home_at([192, 168, 1], NatKind::PORT_RESTRICTED, stage.internet);
+            (0..members).for_each(|_| stage.add_member(lan, nat));
+        }
+        stage.world.captured = Some(Vec::new());
+        stage.start();
+        stage.world.settle_within(5 * SECOND);
+        stage.world.run_for(MINUTE);
+        let sent = stage.world.captured.take().expect("it was asked for");
+        for host in stage.world.hosts().collect::<Vec<_>>() {
+            let own = stage.world.topology.addresses(host)[0];
+            let back = sent.iter().filter(|sent| sent.from == host && sent.endpoint.ip() == own).count();
+            assert_eq!(back, 0, "{} speaks with itself", stage.world.host(host).name);
+            // Of the two at one home, the other home's only member has the address of one: each is who it proves to be.
+            for peer in stage.world.peers(host) {
+                assert!(peer.path == "direct" || peer.path == "relayed", "{} at {:?}", peer.name, peer.endpoint);
+                assert_ne!(peer.endpoint.map(|at| at.ip()), Some(own), "{}", peer.name);
+            }
+        }
+        assert_eq!(oracle::faults(&stage.world), [""; 0]);
+    }
+}
+
+#[test]
 fn a_home_behind_a_carrier_has_its_session() {
     for seed in 0..SEEDS {
         for kind in [NatKind::CARRIER, NatKind::CARRIER_SYMMETRIC] {

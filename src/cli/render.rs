@@ -375,6 +375,7 @@ mod tests {
             relays: 0,
             endpoint: None,
             rtt_ms: None,
+            path_mtu: None,
             cipher: None,
             last_heard: None,
         };

@@ -323,9 +323,14 @@ impl Control {
             self.fib.store(fib);
         }
         while let Some(transmit) = self.node.poll_transmit() {
-            if let Err(error) = self.send(&transmit) {
-                tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
-                self.counters.count(DropReason::SendFailed);
+            match self.send(&transmit) {
+                Ok(()) => {}
+                // A probe longer than the interface carries: that it is not answered says so.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+                Err(error) => {
+                    tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
+                    self.counters.count(DropReason::SendFailed);
+                }
             }
         }
         while let Some(event) = self.node.poll_event() {

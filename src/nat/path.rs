@@ -7,6 +7,7 @@ use crate::wire::relay::channel_behind;
 use crate::wire::socket;
 
 use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
+use super::mtu::{self, PathMtu};
 use super::score::PathScore;
 
 /// Candidates kept for a peer: its 8 recorded endpoints, as many sighted or observed. A member that lists more is not
@@ -97,8 +98,18 @@ impl PathAgent {
         }
         let mut origins = Origins::default();
         origins.insert(origin);
-        self.candidates.push(Candidate { endpoint, origins, opened: None, tried: None, answered: None, rtt: None });
+        let (opened, tried, answered, rtt) = (None, None, None, None);
+        let (mtu, relays) = (PathMtu::default(), u8::from(channel_behind(&endpoint).is_some()));
+        self.candidates.push(Candidate { endpoint, origins, opened, tried, answered, rtt, mtu, relays });
         true
+    }
+
+    /// A relay has opened a channel, or says anew how many relays it leads over.
+    pub fn add_relayed(&mut self, endpoint: SocketAddr, relays: u8) {
+        self.add(endpoint, Origin::Relay);
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
+            candidate.relays = relays;
+        }
     }
 
     /// A relay is gone: its channel is no path any more. True if it was the primary.
@@ -206,6 +217,33 @@ impl PathAgent {
         self.candidates.iter().find(|candidate| candidate.endpoint == primary)?.rtt
     }
 
+    /// How long a datagram the primary carries.
+    pub fn mtu(&self) -> PathMtu {
+        self.candidates.iter().find(|it| Some(it.endpoint) == self.primary).map_or_else(PathMtu::default, |it| it.mtu)
+    }
+
+    /// Looks at how long a datagram the primary carries: where to send what. A path that carries none counts as one that
+    /// does not answer.
+    pub fn tend_mtu(&mut self, seed: u64, busy: bool, heard: Option<Instant>, now: Instant) -> Option<(SocketAddr, mtu::Step)> {
+        let primary = self.candidates.iter_mut().find(|candidate| Some(candidate.endpoint) == self.primary)?;
+        let step = primary.mtu.tend(primary.endpoint, seed, mtu::Use { busy, heard, rtt: primary.rtt }, now);
+        if step.blocked {
+            primary.answered = None;
+        }
+        Some((primary.endpoint, step))
+    }
+
+    /// An answer from `endpoint`: `None` if it is to no probe of its length, else whether what the path carries is another now.
+    pub fn on_mtu_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<bool> {
+        let endpoint = canonical(endpoint);
+        self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint)?.mtu.on_answer(nonce, now)
+    }
+
+    /// Our own lines are others now: what was found of paths over the old ones says nothing.
+    pub fn forget_mtus(&mut self) {
+        self.candidates.iter_mut().for_each(|candidate| candidate.mtu = PathMtu::default());
+    }
+
     /// A handshake was answered from `endpoint`, or an initiation came from there: it works, and is the primary now. Its
     /// round trip is for probes to measure: a handshake's is mostly cryptography.
     pub fn adopt(&mut self, endpoint: SocketAddr, now: Instant) {
@@ -298,12 +336,14 @@ impl PathAgent {
             candidate.opened = None;
             candidate.answered = None;
             candidate.rtt = None;
+            candidate.mtu = PathMtu::default();
         }
     }
 
     fn answered(&mut self, endpoint: SocketAddr, rtt: Option<Duration>, now: Instant) {
         if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
             candidate.answered = Some(now);
+            candidate.mtu.unblock();
             candidate.rtt = rtt.or(candidate.rtt);
         }
     }

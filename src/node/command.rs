@@ -186,6 +186,8 @@ pub struct PeerInfo {
     pub endpoint: Option<SocketAddr>,
     /// The last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// The longest IP packet that the path in use is known to carry, bytes.
+    pub path_mtu: Option<usize>,
     /// Which AEAD the session uses.
     pub cipher: Option<String>,
     /// Seconds since something was last heard from it.

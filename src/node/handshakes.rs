@@ -134,7 +134,7 @@ impl Node {
 
     fn targets(&self, id: PeerId) -> Vec<SocketAddr> {
         let endpoints = self.peers.get(&id).map(|peer| peer.paths.endpoints()).unwrap_or_default();
-        endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).take(MAX_TARGETS).collect()
+        endpoints.into_iter().filter(|endpoint| !self.leads_back(endpoint)).take(MAX_TARGETS).collect()
     }
 
     /// New candidates turned up: an outstanding initiation goes there too, else a handshake begins if the peer is wanted.

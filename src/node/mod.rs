@@ -9,6 +9,7 @@
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
 //! | `frames` | a frame waits for a session or a lookup |
+//! | `mtu` | how long a datagram each path carries is found out |
 //! | `punch` | two behind NATs knock at the same time |
 //! | `survey` | what our NAT does next is asked of others |
 //! | `hunt` | two hard NATs are passed by guessing ports |
@@ -32,6 +33,7 @@ mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
+mod mtu;
 mod netcheck;
 mod operator;
 mod outside;
@@ -239,6 +241,8 @@ impl Node {
         self.observations.clear();
         self.surveys.clear();
         self.filtering.clear();
+        self.peers.values_mut().for_each(|peer| peer.paths.forget_mtus());
+        self.redraw(now);
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -299,6 +303,7 @@ impl Node {
                 Timer::Punch(peer) => self.probe(peer, now),
                 Timer::Survey => self.tend_surveys(now),
                 Timer::Hunt(peer) => self.hunt(peer, now),
+                Timer::Mtu(peer) => self.tend_mtu(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Netcheck => self.tend_netcheck(now),
@@ -362,6 +367,11 @@ impl Node {
             std::net::IpAddr::V4(v4) => self.config.network.prefix.contains(v4),
             std::net::IpAddr::V6(v6) => v6.octets()[..8] == crate::identity::ula_prefix(&self.network).octets()[..8],
         }
+    }
+
+    /// Whether what is sent there comes back to us, or into the tunnel: two homes may have the same addresses.
+    fn leads_back(&self, endpoint: &SocketAddr) -> bool {
+        self.is_overlay(endpoint.ip()) || self.own.endpoints.contains(endpoint)
     }
 
     /// The entry of a peer, made if there is room.

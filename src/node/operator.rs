@@ -100,6 +100,7 @@ impl Node {
             via: self.relay_of(record.peer()).map(|(relay, _)| self.name_of(relay)),
             relays: self.relay_of(record.peer()).map_or(0, |(_, relays)| relays),
             rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
+            path_mtu: session.and(peer).and_then(super::Peer::path_mtu),
             cipher: session.map(|session| session.cipher().name().to_owned()),
             last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),
         }

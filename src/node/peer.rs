@@ -129,6 +129,11 @@ impl Peer {
         self.current.is_some() && self.paths.primary().is_some_and(|primary| channel_behind(&primary).is_none())
     }
 
+    /// The longest IP packet that the path in use is known to carry, bytes.
+    pub(super) fn path_mtu(&self) -> Option<usize> {
+        self.paths.mtu().packet(self.paths.primary()?)
+    }
+
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.
     pub(super) fn is_promising(&self) -> bool {
         !self.departed && self.failures == 0

@@ -10,7 +10,8 @@ use crate::dht;
 use crate::identity::PeerId;
 use crate::session::Transport;
 use crate::session::transport::REST;
-use crate::switch::seal_message;
+use crate::nat::mtu::BASE_PAYLOAD;
+use crate::switch::{seal_message, seal_padded};
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
 use crate::wire::{DropReason, Message};
@@ -108,6 +109,7 @@ impl Node {
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
+        self.tend_mtu(id, now);
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
@@ -148,20 +150,31 @@ impl Node {
         self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
     }
 
-    /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
+    /// Asks whether the peer is still there, on the path that works: one small datagram, however many addresses it has.
     pub(super) fn probe_primary(&mut self, id: PeerId, now: Instant) {
         let primary = self.peers.get(&id).and_then(|peer| peer.paths.endpoints().first().copied());
-        self.probe_where(id, |endpoint| Some(*endpoint) == primary, now);
+        self.probe_with(id, |endpoint| Some(*endpoint) == primary, seal_message, now);
     }
 
+    /// What may choose a path is as long as a handshake: who answers that can be sent data.
     fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
+        self.probe_with(id, wanted, seal_probe, now);
+    }
+
+    fn probe_with(
+        &mut self,
+        id: PeerId,
+        wanted: impl Fn(&SocketAddr) -> bool,
+        seal: fn(&Transport, &Message, Instant) -> Option<Vec<u8>>,
+        now: Instant,
+    ) {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
         let endpoints = peer.paths.begin_round(nonce, now);
         for endpoint in endpoints.into_iter().filter(wanted) {
-            if !self.is_overlay(endpoint.ip())
-                && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+            if !self.leads_back(&endpoint)
+                && let Some(bytes) = seal(&transport, &Message::Ping { nonce }, now)
             {
                 self.approach(id, endpoint, &bytes, now);
             }
@@ -242,6 +255,7 @@ impl Node {
         if self.answer_survey(id, nonce, observed, now)
             || self.answer_ping(id, nonce, observed, source, now)
             || self.answer_path_ping(id, nonce, now)
+            || self.answer_mtu(id, nonce, source, now)
         {
             return;
         }
@@ -253,6 +267,7 @@ impl Node {
         if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
             self.redraw(now);
+            self.tend_mtu(id, now);
         }
         self.note_observation(id, source, observed, now);
     }
@@ -309,7 +324,7 @@ impl Node {
             self.probe_where(id, |candidate| !between_relays || relayed(Some(*candidate)), now);
         } else if let Some(nonce) = peer.paths.join_round(endpoint)
             && let Some(transport) = peer.current.clone()
-            && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+            && let Some(bytes) = seal_probe(&transport, &Message::Ping { nonce }, now)
         {
             // It has found a way already.
             self.outbox.push_back(Transmit::to(endpoint, bytes));
@@ -350,4 +365,9 @@ impl Node {
         self.redraw(now);
         self.schedule_reconnect(id, now);
     }
+}
+
+/// As long as the shortest datagram that every path carries.
+fn seal_probe(transport: &Transport, message: &Message, now: Instant) -> Option<Vec<u8>> {
+    seal_padded(transport, message, BASE_PAYLOAD, now)
 }

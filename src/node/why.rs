@@ -220,6 +220,7 @@ impl Node {
             tried: candidate.tried.map(ago),
             answered: candidate.answered.map(ago),
             rtt_ms: candidate.rtt.map(milliseconds),
+            path_mtu: candidate.mtu.packet(candidate.endpoint),
         })
     }
 
