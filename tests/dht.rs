@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 use meshd::dht::record::{Ipv4Claim, MAX_RECORD, Record, Verified};
 use meshd::dht::swarm::{Channels, Prefix, SwarmConfig, start};
-use meshd::dht::{Command, Event, LookupKey, QueryId, Standing};
+use meshd::dht::{Command, Event, LookupKey, Met, QueryId, Standing};
 use meshd::identity::{
     Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds,
     automatic_ipv4, default_prefix, ula_address,
@@ -38,6 +38,9 @@ use meshd::identity::{
 macro_rules! figure {
     ($($text:tt)*) => { writeln!(std::io::stderr(), $($text)*).expect("stderr is there") };
 }
+
+#[path = "dht/circuits.rs"]
+mod circuits;
 
 /// Fifty swarms are load enough for two cores: that test runs alone, the others with one another.
 static LOAD: RwLock<()> = RwLock::new(());
@@ -313,7 +316,7 @@ fn the_overlay_never_becomes_underlay() {
 
         // An endpoint in the overlay is not dialled, and nobody who comes from one is let in.
         ada.dial(&bob).await;
-        ada.send(Command::Dial { peer: bob.peer, endpoints: vec![own] }).await;
+        ada.send(Command::Dial { peer: bob.peer, endpoints: vec![own], homes: vec![] }).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(ada.standing().connections, 0);
 
@@ -473,6 +476,17 @@ impl Mesh {
     }
 
     fn record_signed_at(&self, n: u8, sequence: u64, now: UnixSeconds) -> Verified<Record> {
+        self.record_with(n, sequence, now, &[], &[])
+    }
+
+    fn record_with(
+        &self,
+        n: u8,
+        sequence: u64,
+        now: UnixSeconds,
+        endpoints: &[SocketAddr],
+        homes: &[PeerId],
+    ) -> Verified<Record> {
         let key = self.key(n);
         let body = CertificateBody {
             subject: key.peer_id(),
@@ -492,8 +506,8 @@ impl Mesh {
             // By hand: of fifty automatic ones, two may be the same, and then one member loses.
             ipv4: Ipv4Claim { address: (self.prefix().address().to_bits() + 256 + u32::from(n)).into(), fixed: false },
             ipv6: ula_address(&self.network, &mac),
-            endpoints: Vec::new(),
-            homes: Vec::new(),
+            endpoints: endpoints.to_vec(),
+            homes: homes.to_vec(),
             sequence,
             expires: now + 3600,
         };
@@ -508,6 +522,15 @@ impl Mesh {
         let base = SwarmConfig::new(self.key(n), self.network, self.secret(), self.prefix(), at.port());
         let replication = NonZeroUsize::new(k).expect("not zero");
         let config = SwarmConfig { listen: vec![at.ip()], overlay: overlay.to_vec(), replication, ..base };
+        let node = self.run(n, config);
+        for command in [Command::Listening(vec![node.at]), Command::Publish(Box::new(node.record.clone()))] {
+            node.link.commands.try_send(command).expect("there is room for two");
+        }
+        node
+    }
+
+    /// A swarm that has been told nothing: nobody learns where it listens.
+    fn run(&self, n: u8, config: SwarmConfig) -> Node {
         let home = &self.homes[usize::from(n) % self.homes.len()].handle;
         let _inside = home.enter();
         let (directory, Channels { commands, events, listening }) = start(config).expect("it starts");
@@ -515,9 +538,6 @@ impl Mesh {
         let link = Link { commands, state: Arc::default() };
         let reader = home.spawn(read_events(events, Arc::clone(&link.state)));
         let body = home.spawn(directory.run());
-        for command in [Command::Listening(listening.clone()), Command::Publish(Box::new(record.clone()))] {
-            link.commands.try_send(command).expect("there is room for two");
-        }
         Node { peer: record.peer(), mac: record.mac, record, at: listening[0], link, tasks: [reader, body] }
     }
 }
@@ -554,6 +574,7 @@ struct State {
     waiting: BTreeMap<QueryId, oneshot::Sender<Found>>,
     heard: BTreeMap<PeerId, u64>,
     standing: Standing,
+    met: Vec<Met>,
 }
 
 async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>) {
@@ -572,6 +593,7 @@ async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>
                 state.heard.insert(record.peer(), record.sequence);
             }
             Event::Standing(standing) => state.standing = standing,
+            Event::Met(met) => state.met = met,
             Event::Sighting(_) => {}
         }
     }
@@ -603,7 +625,7 @@ impl Node {
     }
 
     async fn dial(&self, other: &Self) {
-        self.send(Command::Dial { peer: other.peer, endpoints: vec![other.at] }).await;
+        self.send(Command::Dial { peer: other.peer, endpoints: vec![other.at], homes: vec![] }).await;
     }
 
     async fn look_up(&self, key: LookupKey) -> Found {

@@ -28,6 +28,7 @@ pub mod routed;
 pub mod soak;
 pub mod start;
 pub mod trial;
+pub mod village;
 pub mod vlan;
 pub mod wire;
 

@@ -8,6 +8,7 @@ use meshd::node::command::PeerInfo;
 use meshd::node::{Command, CommandId, Reply};
 use meshd::wire::{Counters, DropReason};
 
+use crate::directory::Ground;
 use crate::host::HostId;
 use crate::link::Conditions;
 use crate::nat::NatKind;
@@ -196,7 +197,7 @@ impl World {
     }
 
     fn review(&mut self) {
-        let agenda = self.directory.review(&self.topology);
+        let agenda = self.directory.review(Ground { topology: &self.topology, now: self.now(), unix: self.unix_now() });
         self.enter(agenda);
     }
 

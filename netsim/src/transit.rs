@@ -328,7 +328,10 @@ mod tests {
         let (open, _) = home(&mut world, NatKind::PUBLIC, internet);
         let here = endpoint(&world, open);
         assert!(arrives(&mut world, public, here, TTL, open));
-        assert!(world.topology.connects(public, open) && world.topology.dial(public, here.ip()) == Some(open));
+        assert!(
+            world.topology.connects(public, open)
+                && world.topology.dial(public, here, std::time::Duration::ZERO) == Some(open)
+        );
     }
 
     #[test]
@@ -359,7 +362,7 @@ mod tests {
             [NatKind::FULL_CONE, NatKind::UDP_BLOCKED].map(|kind| home(&mut world, kind, internet));
         for host in [one, blocked] {
             assert!(world.topology.connects(host, public) && world.topology.connects(public, host));
-            assert_eq!(world.topology.dial(host, there.ip()), Some(public));
+            assert_eq!(world.topology.dial(host, there, std::time::Duration::ZERO), Some(public));
         }
         assert!(!world.topology.connects(one, blocked));
         assert!(!arrives(&mut world, blocked, there, TTL, public));

@@ -14,7 +14,7 @@ use meshd::node::event::PeerChange;
 use meshd::node::{CommandId, Reason, Reply, Transmit};
 use meshd::wire::socket::split;
 
-use crate::directory::{Agenda, Model, Step};
+use crate::directory::{Agenda, Ground, Model, Step};
 use crate::heap::Heap;
 use crate::host::{HostId, Output, Process, Scratch, port_of};
 use crate::network::{Network, UNIX_START};
@@ -312,8 +312,8 @@ impl World {
                 }
             }
             What::Step(step) => {
-                let unix = self.unix_now();
-                let agenda = self.directory.step(step, &self.topology, unix);
+                let ground = Ground { topology: &self.topology, now: self.now, unix: self.unix_now() };
+                let agenda = self.directory.step(step, ground);
                 self.enter(agenda);
             }
             What::Ping(index) => self.ask_once(index),
@@ -540,6 +540,7 @@ fn kind(event: &dht::Event) -> &'static str {
         dht::Event::Gossip(_) => "gossip",
         dht::Event::Sighting(_) => "sighting",
         dht::Event::Standing(_) => "standing",
+        dht::Event::Met(_) => "met",
     }
 }
 
@@ -549,6 +550,7 @@ fn command_kind(command: &dht::Command) -> &'static str {
         dht::Command::Lookup { .. } => "lookup",
         dht::Command::Dial { .. } => "dial",
         dht::Command::Listening(_) => "listening",
+        dht::Command::Homes(_) => "homes",
     }
 }
 

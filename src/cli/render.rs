@@ -203,11 +203,24 @@ fn status(info: &Status) -> String {
         ("seen at", seen_at(info)),
         ("mapped", mapped(&info.mappings)),
         ("members", format!("{} known, {} connected", info.members, info.connected)),
-        ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
+        ("directory", directory(info)),
+        ("home relays", if info.homes.is_empty() { "none needed".to_owned() } else { info.homes.join(", ") }),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
+}
+
+fn directory(info: &Status) -> String {
+    let by_relays = match info.directory_circuits {
+        0 => String::new(),
+        count => format!(" ({count} by relays)"),
+    };
+    let through_us = match info.directory_carries {
+        0 => String::new(),
+        count => format!(", {count} of others through here"),
+    };
+    format!("{} connections{by_relays}{through_us}, {} records here", info.directory_connections, info.shard_records)
 }
 
 fn seen_at(info: &Status) -> String {

@@ -78,8 +78,10 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     process::settle(account.as_ref(), &config, folder.as_ref())?;
 
     let key = config.node.key.clone();
-    let directory =
-        swarm::spawn(SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port()))?;
+    let directory = swarm::spawn(SwarmConfig {
+        relay: config.node.relaying.serve,
+        ..SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port())
+    })?;
     let (to_us, sightings) = mpsc::channel(SIGHTINGS);
     // Before the TAP is up: mDNS joins its group on every interface there is when it starts.
     let beacon = Beacon::start(
@@ -495,7 +497,7 @@ struct Directory {
 }
 
 impl Directory {
-    /// Hands a wish on, or keeps it until there is room. Of our record and of our endpoints only the last one counts.
+    /// Hands a wish on, or keeps it until there is room. Of our record, our endpoints and our homes only the last ones count.
     fn wish(&mut self, wish: dht::Command) {
         let wish = if self.wishes.is_empty() {
             match self.sender.try_send(wish) {
@@ -505,7 +507,7 @@ impl Directory {
         } else {
             wish
         };
-        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_)) {
+        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_) | dht::Command::Homes(_)) {
             let kind = std::mem::discriminant(&wish);
             self.wishes.retain(|other| std::mem::discriminant(other) != kind);
         } else if self.wishes.len() >= WISHES {

@@ -2,7 +2,7 @@
 //!
 //! Everything that can be decided without a network is pure: [`record`] (what a member signs about itself),
 //! [`membership`] (what a node knows of all members), [`directory`] (a shard: what one node keeps for the others). Two
-//! files do I/O: `swarm` (libp2p: Kademlia, gossip) and `beacon` (mDNS). Between them and the node stand [`Command`] and
+//! files do I/O: `swarm` (libp2p: Kademlia, gossip, circuits) and `beacon` (mDNS). Between them and the node stand [`Command`] and
 //! [`Event`]: a libp2p `Swarm` reads clocks and cannot run in virtual time, so netsim puts a model behind the same two
 //! enums.
 
@@ -97,9 +97,13 @@ pub enum Command {
         peer: PeerId,
         /// Where.
         endpoints: Vec<SocketAddr>,
+        /// Its home relays: whoever cannot reach it asks these for a circuit.
+        homes: Vec<PeerId>,
     },
     /// The underlay endpoints at which we listen now (TCP). Overlay addresses are never among them.
     Listening(Vec<SocketAddr>),
+    /// Our home relays: be reachable through these, and no others. As our record says.
+    Homes(Vec<PeerId>),
 }
 
 /// What the directory tells the node.
@@ -125,6 +129,20 @@ pub enum Event {
     Sighting(Sighting),
     /// How the control network stands; sent on change, at most once a second.
     Standing(Standing),
+    /// The members to whom there is a connection without a relay; sent on change.
+    Met(Vec<Met>),
+}
+
+/// A member whom the control network has met without a relay's help. Only trying tells who can be reached by TCP: a session
+/// may run where a NAT was opened for UDP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// Who.
+    pub peer: PeerId,
+    /// Where it let us in; `None` if it only came to us.
+    pub at: Option<SocketAddr>,
+    /// Whether it says that it lets others be reached through it.
+    pub relays: bool,
 }
 
 /// An unsigned hint that a member is near. Sealed with the network's key, so a stranger can neither read nor make one;
@@ -148,6 +166,12 @@ pub struct Standing {
     pub routing_peers: usize,
     /// Records in our shard.
     pub shard_records: usize,
+    /// Members to whom our only connections lead through a relay.
+    pub circuits: usize,
+    /// Our home relays that let others reach us.
+    pub reserved: usize,
+    /// Circuits of others that we carry.
+    pub carried: usize,
     /// Records and gossip messages refused, by reason.
     pub refused: Vec<(&'static str, u64)>,
 }

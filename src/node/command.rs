@@ -125,6 +125,14 @@ pub struct Status {
     pub directory_connections: usize,
     /// Records in our shard of the directory.
     pub shard_records: usize,
+    /// Our home relays, by name: who can be asked for us. None if we need none.
+    pub homes: Vec<String>,
+    /// Members to whom control connections lead through relays alone.
+    pub directory_circuits: usize,
+    /// How many of our home relays let control connections through to us.
+    pub directory_homes: usize,
+    /// Control connections of others that lead through us.
+    pub directory_carries: usize,
     /// What was dropped, by reason; forwarding's counters are added by the daemon.
     pub drops: Vec<(String, u64)>,
 }

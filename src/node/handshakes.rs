@@ -12,7 +12,7 @@ use rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::dht::record::MAX_RECORD;
-use crate::dht::{self, Record, RecordError, Verified};
+use crate::dht::{Record, RecordError, Verified};
 use crate::identity::{ChainError, NoisePublic, PeerId, canonical};
 use crate::nat::path::OPENING_TIME;
 use crate::session::Transport;
@@ -346,9 +346,13 @@ impl Node {
                 Some(_) => self.announce(id, PeerChange::Relayed),
                 None => {
                     self.announce(id, PeerChange::Connected(endpoint));
-                    self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: vec![endpoint] }));
+                    // A socket of its own was opened for UDP alone.
+                    if split(endpoint).0 == 0 {
+                        self.dial(id, vec![endpoint], Vec::new());
+                    }
                 }
             }
+            self.reconsider_homes(now);
         }
     }
 

@@ -116,6 +116,8 @@ pub struct Node {
     netchecks: Netchecks,
     filtering: Filtering,
     standing: Standing,
+    /// Whom the control network has met.
+    met: BTreeMap<PeerId, dht::Met>,
     observations: Observations,
     relays: Relays,
     surveys: Surveys,
@@ -173,6 +175,7 @@ impl Node {
             netchecks: Netchecks::default(),
             filtering: Filtering::default(),
             standing: Standing::default(),
+            met: BTreeMap::new(),
             observations: Observations::default(),
             relays: Relays::default(),
             surveys: Surveys::default(),
@@ -224,6 +227,7 @@ impl Node {
             dht::Event::Gossip(record) => self.take_in(record, now),
             dht::Event::Sighting(sighting) => self.handle_sighting(sighting, now),
             dht::Event::Standing(standing) => self.standing = standing,
+            dht::Event::Met(met) => self.handle_met(met, now),
         }
     }
 

@@ -64,6 +64,10 @@ impl Node {
             carries: self.carried_pairs(),
             directory_connections: self.standing.connections,
             shard_records: self.standing.shard_records,
+            homes: self.own.homes.iter().map(|home| self.name_of(*home)).collect(),
+            directory_circuits: self.standing.circuits,
+            directory_homes: self.standing.reserved,
+            directory_carries: self.standing.carried,
             drops: self
                 .counters
                 .iter()

@@ -65,7 +65,12 @@ impl Node {
         let Some(peer) = self.peer_entry(id) else { return };
         peer.noise.get_or_insert(noise);
         peer.paths.set_candidates(Origin::Remembered, endpoints);
-        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: endpoints.to_vec() }));
+        self.dial(id, endpoints.to_vec(), Vec::new());
+    }
+
+    /// The control network may find a member there, or ask for it at its home relays.
+    pub(super) fn dial(&mut self, peer: PeerId, endpoints: Vec<std::net::SocketAddr>, homes: Vec<PeerId>) {
+        self.events.push_back(Event::Directory(dht::Command::Dial { peer, endpoints, homes }));
     }
 
     /// Signs our record anew, stores and gossips it, and pushes it over every live session.
@@ -142,6 +147,7 @@ impl Node {
             return Ok(Change::Stale);
         }
         let (noise, endpoints, name) = (record.noise, record.endpoints.clone(), record.name().clone());
+        let homes = record.homes.clone();
         let over = until_over(record.ends(), unix);
         let ours = LookupKey::Ip(IpAddr::V4(self.own.ipv4.address));
         let rival = record.ipv4.address == self.own.ipv4.address
@@ -162,10 +168,13 @@ impl Node {
         peer.noise = Some(noise);
         if matches!(change, Change::New | Change::Updated) {
             peer.paths.set_candidates(Origin::Record, &endpoints);
-            self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+            self.dial(id, endpoints, homes);
             self.timers.set_if_earlier(Timer::Persist, now + PERSIST_AFTER);
             self.redraw(now);
             self.tell_kernel(id);
+            if self.own.homes.contains(&id) {
+                self.reconsider_homes(now);
+            }
         }
         if rival {
             let old = self.own.ipv4.address;
@@ -213,7 +222,7 @@ impl Node {
         peer.failures = 0;
         let before = peer.paths.endpoints();
         peer.paths.set_candidates(Origin::Sighting, &endpoints);
-        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+        self.dial(id, endpoints, Vec::new());
         self.try_candidates(id, &before, now);
     }
 

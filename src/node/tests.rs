@@ -488,7 +488,9 @@ fn a_mapped_endpoint_is_told_unless_peers_see_another_address() {
     assert!(listed(&lan, mapped), "peers of our own LAN do not speak against it");
     let told = lan.hosts[0].commands.iter().rev().find_map(|command| match command {
         dht::Command::Listening(endpoints) => Some(endpoints.clone()),
-        dht::Command::Publish(_) | dht::Command::Lookup { .. } | dht::Command::Dial { .. } => None,
+        dht::Command::Publish(_) | dht::Command::Lookup { .. } | dht::Command::Dial { .. } | dht::Command::Homes(_) => {
+            None
+        }
     });
     assert_eq!(told, Some(vec![lan.hosts[0].endpoint, mapped]), "the directory listens there too");
 
@@ -512,7 +514,9 @@ fn a_frame_to_an_unknown_station_asks_the_directory_and_waits() {
     lan.frame(0, &unknown);
     let asked = lan.hosts[0].commands.iter().find_map(|command| match command {
         dht::Command::Lookup { id, .. } => Some(*id),
-        dht::Command::Publish(_) | dht::Command::Dial { .. } | dht::Command::Listening(_) => None,
+        dht::Command::Publish(_) | dht::Command::Dial { .. } | dht::Command::Listening(_) | dht::Command::Homes(_) => {
+            None
+        }
     });
     let id = asked.expect("the directory was asked");
     let record = lan.hosts[1].node.own.record().expect("a record").clone();

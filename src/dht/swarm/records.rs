@@ -157,6 +157,12 @@ impl Records {
         self.known.values().map(|known| &known.record)
     }
 
+    /// What is known of a member, ourselves included.
+    pub(super) fn of(&self, peer: &PeerId) -> Option<&Arc<Verified<Record>>> {
+        let own = self.own.as_ref().filter(|own| own.peer() == *peer);
+        own.or_else(|| self.known.get(peer).map(|known| &known.record))
+    }
+
     /// The members heard of, latest news first.
     pub(super) fn newest(&self) -> impl Iterator<Item = &Arc<Verified<Record>>> {
         let mut known: Vec<_> = self.known.values().collect();
