@@ -102,6 +102,8 @@ pub struct NodeConfig {
     pub contacts: Vec<Contact>,
     /// Records kept on disk from the last run, as bytes; checked again.
     pub known_records: Vec<Vec<u8>>,
+    /// Statements kept on disk, as bytes; checked again.
+    pub known_statements: Vec<Vec<u8>>,
 }
 
 impl NodeConfig {

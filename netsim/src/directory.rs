@@ -3,7 +3,7 @@
 //! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
 //! connections come of `Dial` and need a way in the topology, which may lead out through gateways but never in; a
 //! newcomer's first connections tell it whom they know; a record is gossiped once, to whoever is connected then, and put
-//! into the shards of the nodes nearest to its keys; a lookup asks the nearest shards of the same connected component; everything takes its time; mDNS announces on the
+//! into the shards of the nodes nearest to its keys; statements are gossiped, and compared with each new connection; a lookup asks the nearest shards of the same connected component; everything takes its time; mDNS announces on the
 //! LAN at the start and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshd::config::NodeConfig;
-use meshd::dht::{Command, Event, LookupKey, QueryId, Record, Sighting, Standing, Verified};
+use meshd::dht::{Command, Event, Ledger, LookupKey, QueryId, Record, Sighting, Standing, Statement, Verified};
 use meshd::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 
 use crate::host::HostId;
@@ -108,6 +108,7 @@ struct Member {
     known: BTreeMap<PeerId, (u64, Arc<Verified<Record>>)>,
     connections: BTreeSet<HostId>,
     shard: BTreeMap<[u8; 32], Arc<Verified<Record>>>,
+    ledger: Ledger,
     put_due: bool,
     standing_due: bool,
 }
@@ -119,7 +120,13 @@ impl Model {
     }
 
     /// A host's process starts its `life`-th life.
-    pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig) {
+    pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig, unix_now: UnixSeconds) {
+        let mut ledger = Ledger::default();
+        for bytes in &config.known_statements {
+            if let Ok(statement) = Statement::check(bytes, &config.network.id(), unix_now) {
+                let _ = ledger.insert(Arc::new(statement));
+            }
+        }
         let member = Member {
             realm: *config.network.secret.directory_key(),
             network: config.network.id(),
@@ -134,6 +141,7 @@ impl Model {
             known: BTreeMap::new(),
             connections: BTreeSet::new(),
             shard: BTreeMap::new(),
+            ledger,
             put_due: false,
             standing_due: false,
         };
@@ -190,6 +198,13 @@ impl Model {
                     let (low, high) = CONNECT_DELAY;
                     agenda.steps.push((self.chance.between(low, high), Step::Connect(host, life, peer, endpoints)));
                 }
+            }
+            Command::State(statement) => {
+                if member.ledger.contains(statement.id()) {
+                    return agenda;
+                }
+                self.heed(host, &statement, &mut agenda);
+                self.spread(host, &statement, &mut agenda);
             }
             Command::Listening(endpoints) => {
                 if member.listening != endpoints {
@@ -310,7 +325,9 @@ impl Model {
             let member = self.members.get(&other)?;
             (member.peer == peer && Some(member.realm) == realm && member.listening.contains(endpoint)).then_some(other)
         });
-        let Some(other) = other else { return };
+        let Some(other) = other.filter(|other| !self.expels(host, *other) && !self.expels(*other, host)) else {
+            return;
+        };
         for (one, two) in [(host, other), (other, host)] {
             let Some(member) = self.members.get_mut(&one) else { continue };
             if !member.connections.insert(two) {
@@ -323,6 +340,60 @@ impl Model {
             self.standing_changed(one, agenda);
             self.say_hello(one, two, unix_now, agenda);
         }
+        for (one, two) in [(host, other), (other, host)] {
+            let Some(theirs) = self.members.get(&two).map(|member| member.ledger.clone()) else { continue };
+            for statement in theirs.iter() {
+                if self.heed(one, statement, agenda) {
+                    agenda.tells.push((CONNECT_DELAY.1, one, Event::Statement(Arc::clone(statement))));
+                    self.spread(one, statement, agenda);
+                }
+            }
+        }
+    }
+
+    /// A statement reaches a host's directory; returns whether it is news. Who is expelled by it is forgotten and parted from.
+    fn heed(&mut self, host: HostId, statement: &Arc<Statement>, agenda: &mut Agenda) -> bool {
+        let Some(member) = self.members.get_mut(&host) else { return false };
+        let ours = NetworkId::of_root(&statement.chain().root) == member.network;
+        if !ours || member.ledger.insert(Arc::clone(statement)) != Ok(true) {
+            return false;
+        }
+        let Member { ledger, known, shard, .. } = member;
+        known.retain(|_, (_, record)| ledger.verdict(&record.chain).is_ok());
+        shard.retain(|_, record| ledger.verdict(&record.chain).is_ok());
+        let others: Vec<_> = member.connections.iter().copied().collect();
+        for other in others.into_iter().filter(|other| self.expels(host, *other)).collect::<Vec<_>>() {
+            for (one, two) in [(host, other), (other, host)] {
+                if let Some(member) = self.members.get_mut(&one) {
+                    member.connections.remove(&two);
+                }
+                self.standing_changed(one, agenda);
+            }
+        }
+        true
+    }
+
+    /// Gossips a statement, from hop to hop.
+    fn spread(&mut self, host: HostId, statement: &Arc<Statement>, agenda: &mut Agenda) {
+        let mut queue: VecDeque<_> = [(host, 0)].into();
+        while let Some((at, hops)) = queue.pop_front() {
+            let next: Vec<_> =
+                self.members.get(&at).map(|m| m.connections.iter().copied().collect()).unwrap_or_default();
+            for other in next {
+                if self.heed(other, statement, agenda) {
+                    let (low, high) = GOSSIP_HOP;
+                    let delay = self.chance.between(low * (hops + 1), high * (hops + 1));
+                    agenda.tells.push((delay, other, Event::Statement(Arc::clone(statement))));
+                    queue.push_back((other, hops + 1));
+                }
+            }
+        }
+    }
+
+    /// Whether one host's directory knows that the member at the other is none any more.
+    fn expels(&self, host: HostId, other: HostId) -> bool {
+        let (Some(member), Some(other)) = (self.members.get(&host), self.members.get(&other)) else { return false };
+        other.own.as_ref().is_some_and(|record| member.ledger.verdict(&record.chain).is_err())
     }
 
     /// `asker` proves its membership to `asked`, who does the same and tells whom it knows if that is wanted.
@@ -380,7 +451,9 @@ impl Model {
 
     /// Whether `host` lets a record in: a swarm verifies what it receives.
     fn accepts(&self, host: HostId, record: &Verified<Record>) -> bool {
-        self.members.get(&host).is_some_and(|member| member.network == NetworkId::of_root(&record.chain.root))
+        self.members.get(&host).is_some_and(|member| {
+            member.network == NetworkId::of_root(&record.chain.root) && member.ledger.verdict(&record.chain).is_ok()
+        })
     }
 
     /// Puts the host's record into the shards nearest to each of its keys.

@@ -57,6 +57,10 @@ pub struct Output {
     pub addresses: Vec<(Mac, IpAddr, IpAddr, Option<String>)>,
     /// The records to keep on disk, replacing those kept before.
     pub persist: Option<Vec<Vec<u8>>>,
+    /// The statements to keep on disk, replacing those kept before.
+    pub keep: Option<Vec<Vec<u8>>>,
+    /// Whether the node was told that it is no member any more.
+    pub expelled: bool,
     /// What the user sees.
     pub changes: Vec<(PeerId, PeerChange)>,
 }
@@ -70,6 +74,8 @@ impl Output {
             && self.replies.is_empty()
             && self.addresses.is_empty()
             && self.persist.is_none()
+            && self.keep.is_none()
+            && !self.expelled
             && self.changes.is_empty()
     }
 }
@@ -261,8 +267,10 @@ impl Process {
                     again = true;
                 }
                 Event::Sockets(kept) => self.keep = Some(kept),
-                // A virtual member whose certificate ends goes on, as one that does not obey would.
+                Event::Keep(statements) => output.keep = Some(statements),
+                // A virtual member that is none any more goes on, as one that does not obey would.
                 Event::MembershipEnded => (),
+                Event::Expelled(_) => output.expelled = true,
                 Event::PeerChange { peer, change, .. } => output.changes.push((peer, change)),
             }
         }

@@ -88,7 +88,10 @@ pub struct Host {
     /// How often it was started.
     pub life: u32,
     pub(crate) process: Option<Process>,
+    /// Whether its node was told that it is no member any more.
+    pub expelled: bool,
     pub(crate) kept: Vec<Vec<u8>>,
+    pub(crate) ledger: Vec<Vec<u8>>,
     pub(crate) wake_at: Option<Duration>,
     /// When its gateway is asked for a mapping next.
     map_at: Option<Duration>,
@@ -244,6 +247,7 @@ impl World {
             hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
+            known_statements: Vec::new(),
         };
         for segment in segments {
             self.topology.attach(id, *segment);
@@ -256,7 +260,9 @@ impl World {
             changes: Vec::new(),
             life: 0,
             process: None,
+            expelled: false,
             kept: Vec::new(),
+            ledger: Vec::new(),
             wake_at: None,
             map_at: None,
             last_wake: (Duration::ZERO, 0),
@@ -328,8 +334,9 @@ impl World {
         let mut config = host.config.clone();
         config.boots = host.life - 1;
         config.known_records = host.kept.clone();
+        config.known_statements = host.ledger.clone();
         let seed = self.seed.chance(&format!("{} life {}", host.name, host.life)).bytes();
-        self.directory.start(id, host.life, &config);
+        self.directory.start(id, host.life, &config, unix);
         let mut output = Output::default();
         host.process = Some(Process::start(config, seed, now, unix, &mut output));
         self.note(id, format_args!("start"));
@@ -449,6 +456,10 @@ impl World {
             if let Some(records) = output.persist.take() {
                 host.kept = records;
             }
+            if let Some(statements) = output.keep.take() {
+                host.ledger = statements;
+            }
+            host.expelled |= std::mem::take(&mut output.expelled);
             for (mac, ipv4, ipv6, notice) in output.addresses.drain(..) {
                 host.station.mac = mac;
                 if let (IpAddr::V4(ipv4), IpAddr::V6(ipv6)) = (ipv4, ipv6) {
@@ -535,6 +546,7 @@ fn kind(event: &dht::Event) -> &'static str {
         dht::Event::Gossip(_) => "gossip",
         dht::Event::Sighting(_) => "sighting",
         dht::Event::Standing(_) => "standing",
+        dht::Event::Statement(_) => "statement",
     }
 }
 
@@ -544,6 +556,7 @@ fn command_kind(command: &dht::Command) -> &'static str {
         dht::Command::Lookup { .. } => "lookup",
         dht::Command::Dial { .. } => "dial",
         dht::Command::Listening(_) => "listening",
+        dht::Command::State(_) => "state",
     }
 }
 

@@ -1,7 +1,7 @@
 //! What people and programs read: aligned tables and `key: value` lines, or one line of JSON a reply.
 #![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -11,7 +11,7 @@ use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Re
 
 use super::duration::human;
 use super::ping::Statistics;
-use super::telling;
+use super::{qr, telling};
 
 /// The one line of a failure.
 pub(super) fn error(error: &anyhow::Error) {
@@ -40,11 +40,16 @@ pub(super) fn founded(json: bool, enrolled: &Enrolled, ticket: &Ticket) -> Resul
 }
 
 /// After `invite`.
-pub(super) fn invited(json: bool, ticket: &Ticket, running: bool) -> Result<()> {
+pub(super) fn invited(json: bool, qr: bool, ticket: &Ticket, running: bool) -> Result<()> {
     if json {
         return print_json(ticket);
     }
-    print(&format!("{}\n", ticket.invite))?;
+    if qr {
+        let code = qr::code(&ticket.link, io::stdout().is_terminal());
+        print(&format!("{}{}\n", code.unwrap_or_default(), ticket.link))?;
+    } else {
+        print(&format!("{}\n", ticket.invite))?;
+    }
     if !running {
         eprintln!(
             "meshd is not running here, so the invite does not say where this machine is: newcomers find it on the \
@@ -77,7 +82,7 @@ pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
         Reply::Lookup(info) => lookup(info),
         Reply::Why(info) => telling::why(info),
         Reply::Netcheck(info) => telling::netcheck(info),
-        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Error { .. } => String::new(),
+        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Stated { .. } | Reply::Error { .. } => String::new(),
     })
 }
 
@@ -98,7 +103,8 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Stations { .. }
         | Reply::Lookup(_)
         | Reply::Why(_)
-        | Reply::Netcheck(_) => Ok(()),
+        | Reply::Netcheck(_)
+        | Reply::Stated { .. } => Ok(()),
     }
 }
 
@@ -136,6 +142,7 @@ fn status(info: &Status) -> String {
         ("network", format!("{} ({})", info.network, info.network_id)),
         ("name", info.name.clone()),
         ("peer", info.peer.clone()),
+        ("roles", if info.roles.is_empty() { "member".to_owned() } else { info.roles.join(", ") }),
         ("device", info.device.clone()),
         ("forwarding", forwarding(&info.forwarding)),
         ("mac", info.mac.clone()),
@@ -144,7 +151,7 @@ fn status(info: &Status) -> String {
         ("endpoints", list(&info.endpoints)),
         ("seen at", seen_at(info)),
         ("mapped", mapped(&info.mappings)),
-        ("members", format!("{} known, {} connected", info.members, info.connected)),
+        ("members", format!("{} known, {} connected, {} expelled", info.members, info.connected, info.expelled)),
         ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
@@ -193,9 +200,10 @@ fn peers(list: &[PeerInfo]) -> String {
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
+            if peer.roles.is_empty() { dash() } else { peer.roles.join(",") },
         ]
     });
-    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
+    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD", "ROLES"], rows)
 }
 
 /// `direct`, or `relayed by` whom.
@@ -254,12 +262,12 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item
     rows.iter().map(line).collect()
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }
 
 /// Writes to stdout; a reader that went away, as `head` does, is no failure.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -312,6 +320,7 @@ mod tests {
             mac: "02:00:00:00:00:01".to_owned(),
             ipv4: "10.70.0.1".parse().expect("an address"),
             ipv6: "fd00::1".parse().expect("an address"),
+            roles: Vec::new(),
             path: "none".to_owned(),
             via: None,
             relays: 0,
@@ -321,6 +330,6 @@ mod tests {
             last_heard: None,
         };
         let text = peers(&[peer]);
-        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -"));
+        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -      -"));
     }
 }

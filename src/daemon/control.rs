@@ -23,7 +23,7 @@ use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
 use crate::dht::swarm::{self, SwarmConfig};
-use crate::identity::ula_prefix;
+use crate::identity::{Name, ula_prefix};
 use crate::nat::portmap::{Lease, Link, Protocol, Wanted};
 use crate::node::command::MappingInfo;
 use crate::node::event::PeerChange;
@@ -72,8 +72,10 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let socket = Arc::clone(&sockets[0]);
 
     let key = config.node.key.clone();
-    let directory =
-        swarm::spawn(SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port()))?;
+    let directory = swarm::spawn(SwarmConfig {
+        statements: config.node.known_statements.clone(),
+        ..SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port())
+    })?;
     let (to_us, sightings) = mpsc::channel(SIGHTINGS);
     // Before the TAP: mDNS joins its group on every interface there is when it starts.
     let beacon = Beacon::start(
@@ -129,8 +131,9 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         addresses: None,
         waiting: BTreeMap::new(),
         next_command: 0,
-        ended: false,
-        saver: Saver { folder: config.state, wanted: None, running: None },
+        ended: None,
+        saver: Saver::new(config.state.clone(), store::save_records),
+        keeper: Saver::new(config.state, store::save_statements),
         counters: Counters::default(),
     };
     let from_directory = directory.events;
@@ -153,6 +156,10 @@ fn membership_ended(folder: &Path) -> anyhow::Error {
     )
 }
 
+fn expelled(network: &Name, why: &str) -> anyhow::Error {
+    anyhow::anyhow!("this machine is no member of network {network} any more: {why}; ask its admin")
+}
+
 struct Control {
     node: Node,
     overlay: Overlay,
@@ -173,9 +180,11 @@ struct Control {
     /// Who waits for the answer to which command.
     waiting: BTreeMap<CommandId, oneshot::Sender<Reply>>,
     next_command: u64,
-    /// Our certificate is over.
-    ended: bool,
+    /// We are no member any more, and why.
+    ended: Option<anyhow::Error>,
     saver: Saver,
+    /// Of the ledger.
+    keeper: Saver,
     /// What was lost here.
     counters: Counters,
 }
@@ -196,6 +205,9 @@ impl Control {
         self.set_addresses().await?;
         tracing::info!("{} is up, listening at UDP and TCP port {}", self.device.name(), self.socket.port());
         loop {
+            if let Some(ended) = self.ended.take() {
+                return Err(ended);
+            }
             self.node.handle_wall_time(unix_now(), Instant::now());
             let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
             let timer = async {
@@ -231,11 +243,9 @@ impl Control {
                 }
                 () = self.directory.has_room() => {}
                 () = self.saver.written() => {}
+                () = self.keeper.written() => {}
             }
             self.drain(Instant::now());
-            if self.ended {
-                return Err(membership_ended(&self.saver.folder));
-            }
             if let Err(error) = self.set_addresses().await {
                 tracing::warn!("{error:#}");
             }
@@ -383,7 +393,9 @@ impl Control {
             Event::Persist(records) => self.saver.save(records.iter().map(|record| record.bytes().to_vec()).collect()),
             Event::Witnesses(_) => unreachable!("drain opens them"),
             Event::Sockets(kept) => self.beside.keep(&kept),
-            Event::MembershipEnded => self.ended = true,
+            Event::Keep(statements) => self.keeper.save(statements),
+            Event::MembershipEnded => self.ended = Some(membership_ended(&self.saver.folder)),
+            Event::Expelled(why) => self.ended = Some(expelled(&self.overlay.0.name, &why)),
             Event::PeerChange { name, change, .. } => match change {
                 PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),
                 PeerChange::Relayed => tracing::info!("{name} is connected, through a relay"),
@@ -518,14 +530,19 @@ impl Directory {
     }
 }
 
-/// Writes the known records to disk, off this thread and one write at a time: a disk may take its time.
+/// Writes the known records, or the ledger, to disk, off this thread and one write at a time: a disk may take its time.
 struct Saver {
     folder: PathBuf,
+    write: fn(&Path, &[Vec<u8>]) -> anyhow::Result<()>,
     wanted: Option<Vec<Vec<u8>>>,
     running: Option<JoinHandle<anyhow::Result<()>>>,
 }
 
 impl Saver {
+    fn new(folder: PathBuf, write: fn(&Path, &[Vec<u8>]) -> anyhow::Result<()>) -> Self {
+        Self { folder, write, wanted: None, running: None }
+    }
+
     fn save(&mut self, records: Vec<Vec<u8>>) {
         self.wanted = Some(records);
         self.start();
@@ -535,8 +552,8 @@ impl Saver {
         if self.running.is_none()
             && let Some(records) = self.wanted.take()
         {
-            let folder = self.folder.clone();
-            self.running = Some(tokio::task::spawn_blocking(move || store::save_records(&folder, &records)));
+            let (folder, write) = (self.folder.clone(), self.write);
+            self.running = Some(tokio::task::spawn_blocking(move || write(&folder, &records)));
         }
     }
 
@@ -545,8 +562,8 @@ impl Saver {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         match running.await {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the known members are not kept: {error:#}"),
-            Err(error) => tracing::warn!("the known members are not kept: {error}"),
+            Ok(Err(error)) => tracing::warn!("what is known of the members is not kept: {error:#}"),
+            Err(error) => tracing::warn!("what is known of the members is not kept: {error}"),
         }
         self.running = None;
         self.start();
@@ -663,7 +680,7 @@ mod tests {
         let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
         std::fs::create_dir_all(&folder).expect("a folder");
         on_a_runtime(async {
-            let mut saver = Saver { folder: folder.clone(), wanted: None, running: None };
+            let mut saver = Saver::new(folder.clone(), store::save_records);
             for number in 0..5u8 {
                 saver.save(vec![vec![number; 3]]);
             }

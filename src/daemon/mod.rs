@@ -4,6 +4,7 @@
 //! → TAP) by load and read the node's last picture without a lock; libp2p has a thread of its own. Between them are bounded
 //! channels only.
 
+pub mod admin;
 pub mod api;
 pub mod control;
 pub mod direction;

@@ -69,8 +69,12 @@ pub enum Event {
     /// Close every socket but the first and these. Others are opened by the first datagram that goes through them
     /// ([`crate::wire::socket`]).
     Sockets(BTreeSet<u16>),
+    /// Keep these statements on disk, instead of those before: they must outlast us.
+    Keep(Vec<Vec<u8>>),
     /// Our own certificate has ended: nobody accepts us any more, so stop.
     MembershipEnded,
+    /// We are no member any more, and why: stop.
+    Expelled(String),
     /// Something the user sees happened to a peer: one line at INFO.
     PeerChange {
         /// Who.

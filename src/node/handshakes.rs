@@ -339,6 +339,7 @@ impl Node {
         self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::FIRST_CHECK);
         self.redraw(now);
         self.flush_waiting(id, now);
+        self.tell_ledger(id, now);
         self.send_pings(id, now);
         if first {
             self.tell_askers(id, now);
@@ -361,7 +362,7 @@ impl Node {
     ) -> Result<(Verified<Record>, u64), DropReason> {
         let hello: Hello = canonical::decode(payload, MAX_HELLO).map_err(|_| DropReason::HandshakeMalformed)?;
         let checked = self.check_record(&hello.record, now);
-        if matches!(checked, Err(RecordError::Chain(ChainError::Expired { .. }))) {
+        if matches!(checked, Err(RecordError::Chain(ChainError::Expired { .. }) | RecordError::Excluded(_))) {
             self.refuse(noise, now);
         }
         let record = checked.map_err(|error| drop_reason(&error))?;
@@ -376,7 +377,7 @@ impl Node {
 
     /// The holder of `noise` is no member any more: whatever sightings say, it learns nothing more from us. A record that
     /// is merely out of date is no such proof: clocks are wrong, and set right.
-    fn refuse(&mut self, noise: NoisePublic, now: Instant) {
+    pub(super) fn refuse(&mut self, noise: NoisePublic, now: Instant) {
         self.refused.retain(|_, until| now < *until);
         if self.refused.len() >= MAX_REFUSED {
             self.refused.pop_first();

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use crate::dht::record::MAX_HOMES;
-use crate::identity::PeerId;
+use crate::identity::{PeerId, Roles};
 
 use super::Node;
 use super::timers::Timer;
@@ -35,8 +35,8 @@ impl Node {
         }
     }
 
-    /// Those we have, if they are still there; then those by whom we reach most others, the nearest first. Two on one machine
-    /// die together.
+    /// Those we have, if they are still there; then those that have the role for it; then those by whom we reach most others, the
+    /// nearest first. Two on one machine die together.
     fn best_homes(&self) -> Vec<PeerId> {
         let through = self.circuits_by_relay();
         if self.own.reflexive.is_empty() && through.is_empty() {
@@ -49,7 +49,8 @@ impl Node {
             .map(|peer| {
                 let uses = through.get(&peer.id).copied().unwrap_or(0);
                 let rtt = peer.paths.rtt().unwrap_or(Duration::MAX);
-                (!self.own.homes.contains(&peer.id), std::cmp::Reverse(uses), rtt, peer.id)
+                let meant = self.roster.get(&peer.id).is_some_and(|it| it.membership().roles().contains(Roles::RELAY));
+                (!self.own.homes.contains(&peer.id), !meant, std::cmp::Reverse(uses), rtt, peer.id)
             })
             .collect();
         direct.sort_unstable();

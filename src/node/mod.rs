@@ -16,6 +16,7 @@
 //! | `carry` | the same: what we carry for others |
 //! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
+//! | `ledger` | who is expelled, who joined by which invite: said, heard, compared |
 //! | `operator` | what an operator asks |
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
@@ -29,6 +30,7 @@ mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
+mod ledger;
 mod netcheck;
 mod operator;
 mod own;
@@ -56,7 +58,7 @@ use rand_core::{Rng, SeedableRng};
 
 use crate::config::NodeConfig;
 use crate::dht::membership::Roster;
-use crate::dht::{self, Standing};
+use crate::dht::{self, Ledger, Standing};
 use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 use crate::nat::Observations;
 use crate::session::gate::Gate;
@@ -98,6 +100,7 @@ pub struct Node {
     gate: Gate,
     own: Own,
     roster: Roster,
+    ledger: Ledger,
     peers: BTreeMap<PeerId, Peer>,
     /// Our index of a session or an outstanding handshake → its peer.
     indices: BTreeMap<u32, PeerId>,
@@ -156,6 +159,7 @@ impl Node {
             gate: Gate::new(gate_seed, now),
             own: Own::new(&config, &network),
             roster: Roster::default(),
+            ledger: Ledger::default(),
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -213,6 +217,7 @@ impl Node {
             dht::Event::Found { id, record, holders } => self.handle_found(id, record, &holders, now),
             dht::Event::NotFound { id } => self.handle_not_found(id),
             dht::Event::Gossip(record) => self.take_in(record, now),
+            dht::Event::Statement(statement) => drop(self.take_statement(statement, None, now)),
             dht::Event::Sighting(sighting) => self.handle_sighting(sighting, now),
             dht::Event::Standing(standing) => self.standing = standing,
         }
@@ -254,6 +259,7 @@ impl Node {
             Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
+            Command::State { statement } => self.declare(id, &statement, now),
         }
     }
 
@@ -298,6 +304,8 @@ impl Node {
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),
+                Timer::Keep => self.keep_ledger(),
+                Timer::Witness => self.witness(now),
                 Timer::Fib => (),
             }
         }

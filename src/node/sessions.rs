@@ -227,6 +227,9 @@ impl Node {
             Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
             Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
             Message::Reached { peer } => self.handle_reached(id, peer, now),
+            Message::Ledger { digest } => self.handle_ledger(id, digest, now),
+            Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
+            Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
         }
     }
 

@@ -263,6 +263,15 @@ pub enum Message {
     Forecast(Forecast),
     /// The answer to [`Message::Punch`]: my NAT is open for you too.
     Punching,
+    /// What the sender's ledger is.
+    Ledger {
+        /// Of all its statements.
+        digest: [u8; 16],
+    },
+    /// In answer to a [`Message::Ledger`] that is not ours: the digests of the parts of the sender's. Send what it may lack.
+    Buckets(Vec<u8>),
+    /// A signed statement about members: pushed because it is news, or because the peer may lack it. At most 1 KiB.
+    Statement(Vec<u8>),
 }
 
 impl Message {

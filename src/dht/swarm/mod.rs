@@ -3,7 +3,7 @@
 //! A node publishes its record under four keys, finds others' records by theirs, and keeps a shard for everybody
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
-//! connected and whom to dial, `records` publishes, replicates and looks up.
+//! connected and whom to dial, `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
 //! fifty of them fit in one test. It stops when the commands' sender is dropped.
@@ -13,11 +13,13 @@
 mod behaviour;
 mod peers;
 mod records;
+mod statements;
 mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,7 +30,7 @@ use libp2p::{gossipsub, identify, identity};
 use tokio::sync::mpsc;
 
 use super::directory::{Limits, Shard};
-use super::{Command, Event, Standing};
+use super::{Command, Event, Standing, Statement};
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, PeerId, SigningKey};
 use behaviour::{Behaviour, BehaviourEvent, Names};
 use peers::Peers;
@@ -80,6 +82,8 @@ pub struct SwarmConfig {
     pub replication: NonZeroUsize,
     /// How much our own shard keeps.
     pub limits: Limits,
+    /// Statements kept on disk, as bytes.
+    pub statements: Vec<Vec<u8>>,
 }
 
 impl SwarmConfig {
@@ -95,6 +99,7 @@ impl SwarmConfig {
             overlay: Vec::new(),
             replication: DEFAULT_REPLICATION,
             limits: Limits::default(),
+            statements: Vec::new(),
         }
     }
 }
@@ -161,7 +166,13 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let loopback = listen.iter().any(|endpoint| endpoint.ip().is_loopback());
     let overlay = Overlay::new(&config.network, &config.prefix, &config.overlay, loopback);
     let names = Names::new(&config.network);
-    let shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
+    let mut shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
+    for bytes in &config.statements {
+        // The node says which of them are no good.
+        if let Ok(statement) = Statement::check(bytes, &config.network, behaviour::unix_now()) {
+            let _ = shard.state(Arc::new(statement));
+        }
+    }
     let behaviour = Behaviour::new(&keypair, &names, shard, config.replication).map_err(anyhow::Error::msg)?;
     let transport = transport::build(&keypair, &config.network, &config.secret, overlay.clone())
         .context("the Noise key of the control network")?;
@@ -175,6 +186,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let now = Instant::now();
     let directory = Directory {
         own,
+        network: config.network,
         directory_key: *config.secret.directory_key(),
         names,
         overlay,
@@ -194,6 +206,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
 /// A running directory.
 pub struct Directory {
     own: PeerId,
+    network: NetworkId,
     directory_key: [u8; 32],
     names: Names,
     overlay: Overlay,
@@ -242,6 +255,7 @@ impl Directory {
             Command::Lookup { id, key } => self.look_up(id, key),
             Command::Dial { peer, endpoints } => self.remember_target(peer, &endpoints, Instant::now()),
             Command::Listening(endpoints) => self.set_listening(&endpoints),
+            Command::State(statement) => self.state(statement),
         }
     }
 
@@ -271,7 +285,11 @@ impl Directory {
         match event {
             BehaviourEvent::Kad(event) => self.handle_kad(event),
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                if message.topic == self.names.statements.hash() {
+                    self.handle_statement(propagation_source, &message_id, &message.data);
+                } else {
+                    self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                }
             }
             BehaviourEvent::Gossip(_) => self.records.gossip_may_work = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
