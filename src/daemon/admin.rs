@@ -161,10 +161,8 @@ fn deliver(home: &Home, socket: &Path, said: &[Arc<Statement>]) -> Result<bool> 
     }
     for statement in said {
         let statement = data_encoding::HEXLOWER.encode(statement.bytes());
-        match api::request(socket, &Command::State { statement })? {
-            Reply::Stated { .. } => (),
-            Reply::Error { message } => bail!(message),
-            other => bail!("meshd gave an answer to another question: {other:?}"),
+        if let Reply::Error { message } = api::request(socket, &Command::State { statement })? {
+            bail!(message);
         }
     }
     Ok(true)
