@@ -478,8 +478,8 @@ mod tests {
         assert_ne!(here.digest(), there.digest());
         let for_there: Vec<_> = here.beyond(&there.buckets()).cloned().collect();
         let for_here: Vec<_> = there.beyond(&here.buckets()).cloned().collect();
-        for_there.into_iter().for_each(|statement| drop(there.insert(statement)));
-        for_here.into_iter().for_each(|statement| drop(here.insert(statement)));
+        assert!(for_there.into_iter().all(|statement| there.insert(statement).is_ok()));
+        assert!(for_here.into_iter().all(|statement| here.insert(statement).is_ok()));
         assert_eq!((here.len(), here.digest()), (130, there.digest()));
         assert_eq!(here.beyond(&there.buckets()).count(), 0);
         assert_eq!(here.beyond(&[0; 7]).count(), 0, "not the buckets of a ledger");
