@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use meshd::config::NodeConfig;
 use meshd::dht::{Command, Event, Ledger, LookupKey, QueryId, Record, Sighting, Standing, Statement, Verified};
-use meshd::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
+use meshd::identity::{NetworkId, NetworkSecret, NoisePublic, PeerId, UnixSeconds};
 
 use crate::host::HostId;
 use crate::seed::Chance;
@@ -92,8 +92,9 @@ pub struct Model {
 }
 
 struct Member {
-    /// Who has the secret is in the control network.
+    /// Who has the same newest secret is in the same control network; who has an older one is heard by mDNS.
     realm: [u8; 32],
+    older: Vec<[u8; 32]>,
     /// Records are checked against this on arrival.
     network: NetworkId,
     life: u32,
@@ -127,8 +128,11 @@ impl Model {
                 let _ = ledger.insert(Arc::new(statement));
             }
         }
+        let secrets = config.known_secrets.iter().chain([&config.network.secret]);
+        let mut realms = secrets.map(|secret| *secret.directory_key());
         let member = Member {
-            realm: *config.network.secret.directory_key(),
+            realm: realms.next().expect("every network has a secret"),
+            older: realms.collect(),
             network: config.network.id(),
             life,
             peer: config.key.peer_id(),
@@ -146,6 +150,25 @@ impl Model {
             standing_due: false,
         };
         self.members.insert(host, member);
+    }
+
+    /// A host starts its control network and mDNS with another secret, the first of these.
+    pub fn rekey(&mut self, host: HostId, secrets: &[NetworkSecret]) -> Agenda {
+        let mut agenda = Agenda::default();
+        let Some(member) = self.members.get_mut(&host) else { return agenda };
+        let mut realms = secrets.iter().map(|secret| *secret.directory_key());
+        let Some(realm) = realms.next() else { return agenda };
+        (member.realm, member.older) = (realm, realms.collect());
+        member.shard.clear();
+        (member.gossiped, member.announced, member.wanted_batches) = (false, false, WANTED_BATCHES);
+        for other in std::mem::take(&mut member.connections) {
+            if let Some(other_member) = self.members.get_mut(&other) {
+                other_member.connections.remove(&host);
+            }
+            self.standing_changed(other, &mut agenda);
+        }
+        self.standing_changed(host, &mut agenda);
+        agenda
     }
 
     /// A host's process is gone.
@@ -207,7 +230,7 @@ impl Model {
                 self.spread(host, &statement, &mut agenda);
             }
             Command::Listening(endpoints) => {
-                if member.listening != endpoints {
+                if member.listening != endpoints || !member.announced {
                     member.listening = endpoints;
                     let first = !member.announced;
                     member.announced = true;
@@ -301,13 +324,14 @@ impl Model {
 
     fn sighting(&self, speaker: HostId, listener: HostId, topology: &Topology) -> Option<Sighting> {
         let (spoken, heard) = (self.members.get(&speaker)?, self.members.get(&listener)?);
-        if spoken.realm != heard.realm || !spoken.announced {
+        let stale = spoken.realm != heard.realm;
+        if stale && !heard.older.contains(&spoken.realm) || !spoken.announced {
             return None;
         }
         let on_this_lan = topology.heard_by_multicast(listener, speaker);
         let endpoints: Vec<_> =
             spoken.listening.iter().filter(|endpoint| on_this_lan.contains(&endpoint.ip())).copied().collect();
-        (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints })
+        (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints, stale })
     }
 
     fn connect(

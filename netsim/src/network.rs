@@ -56,6 +56,20 @@ impl Network {
         Statement::sign(&self.root, &self.config.id(), chain, fact, at).expect("the founder may say everything")
     }
 
+    /// A secret of chance, and what the founder says of it: the `number`-th, because of the revocation `after`.
+    pub fn epoch(
+        &self,
+        secret: [u8; 32],
+        number: u32,
+        after: &Statement,
+        at: UnixSeconds,
+    ) -> (NetworkSecret, Statement) {
+        let secret = NetworkSecret::new(secret);
+        let fact = Fact::Epoch { number, secret: secret.fingerprint(), after: *after.id() };
+        let statement = self.says(fact, at);
+        (secret, statement)
+    }
+
     /// An invite by the founder: its key is that of `seed`, and it was made at `at`.
     pub fn invite(&self, seed: u8, roles: Roles, uses: u16, at: UnixSeconds) -> Ticket {
         let chain = Chain { root: self.root.peer_id(), links: Vec::new() };

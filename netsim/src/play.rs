@@ -116,6 +116,7 @@ impl World {
     pub fn wipe(&mut self, host: HostId) {
         self.hosts[host.0].kept.clear();
         self.hosts[host.0].ledger.clear();
+        self.hosts[host.0].secrets.clear();
     }
 
     /// Plugs a host's cables in or out; it notices soon.

@@ -281,3 +281,129 @@ fn no_member_expels_another() {
     assert!(forged(config.chain.clone()).is_err(), "it is no admin");
     assert!(forged(Chain { root: config.network.root, links: Vec::new() }).is_err(), "it has not the founder's key");
 }
+
+/// The founder expels `target` at `host`, and gives the network its `number`-th new secret.
+fn expel_and_rotate(world: &mut World, host: HostId, target: HostId, number: u32) {
+    let revocation = world.home().says(revoked(world, target), world.unix_now());
+    declare(world, host, &revocation);
+    rotate(world, host, &revocation, number, number as u8);
+}
+
+fn rotate(world: &mut World, host: HostId, after: &Statement, number: u32, secret: u8) {
+    let (secret, epoch) = world.home().epoch([secret; 32], number, after, world.unix_now());
+    let statement = epoch.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
+    assert_eq!(world.ask(host, Command::Epoch { statement, secret }), Reply::Stated { news: true });
+}
+
+/// Whether all of `hosts` are in one control network, and nobody else is in it.
+fn share_control(world: &World, hosts: &[HostId]) -> bool {
+    hosts.iter().all(|host| world.directory.connections(*host) == hosts.len() - 1)
+}
+
+#[test]
+fn who_is_expelled_does_not_even_see_the_control_network_any_more() {
+    for seed in 0..3 {
+        let mut world = World::new(Seed::or(6000 + seed));
+        let (_, hosts) = world.lan(5);
+        world.settle_within(3 * SECOND);
+        let (others, outcast) = (&hosts[..4], hosts[4]);
+        let pings = world.ping_all(others, 50 * MS, 300 * SECOND);
+        expel_and_rotate(&mut world, hosts[0], outcast, 1);
+        let took = world.wait_for(20 * SECOND, |world| share_control(world, others));
+        assert!(took.is_some(), "the others are not in one control network");
+        world.stop(outcast, false);
+        world.wipe(outcast);
+        world.captured = Some(Vec::new());
+        world.start(outcast);
+        world.run_for(200 * SECOND);
+        assert!(is_out(&world, others, outcast) && share_control(&world, others));
+        assert_eq!(world.directory.connections(outcast), 0);
+        let told = world.topology.addresses(outcast);
+        let captured = world.captured.take().expect("a capture runs");
+        let spoken = captured.iter().filter(|sent| sent.from != outcast && told.contains(&sent.endpoint.ip()));
+        assert_eq!(spoken.count(), 0, "an expelled member was spoken to");
+        world.run_for(100 * SECOND);
+        for ping in pings {
+            let conversation = world.conversation(ping);
+            assert_eq!(conversation.answered, conversation.sent, "honest pings were lost");
+        }
+    }
+}
+
+#[test]
+fn who_was_away_while_the_secret_changed_twice_comes_back_by_itself() {
+    for seed in 0..3 {
+        let mut world = World::new(Seed::or(6100 + seed));
+        let (_, hosts) = world.lan(6);
+        world.settle_within(3 * SECOND);
+        world.run_for(10 * SECOND);
+        world.stop(hosts[3], true);
+        expel_and_rotate(&mut world, hosts[0], hosts[4], 1);
+        world.run_for(3600 * SECOND);
+        expel_and_rotate(&mut world, hosts[1], hosts[5], 2);
+        world.run_for(20 * 3600 * SECOND);
+        world.start(hosts[3]);
+        let took = world.wait_for(30 * SECOND, |world| are_in(world, hosts[3], &hosts[..3]));
+        assert!(took.is_some(), "it is not back");
+        let took = world.wait_for(60 * SECOND, |world| share_control(world, &hosts[..4]));
+        assert!(took.is_some(), "it is not in the control network");
+    }
+}
+
+#[test]
+fn everything_restarted_at_once_after_a_new_secret_meets_again() {
+    let mut world = World::new(Seed::or(6200));
+    let (_, hosts) = world.lan(5);
+    world.settle_within(3 * SECOND);
+    expel_and_rotate(&mut world, hosts[0], hosts[4], 1);
+    world.run_for(10 * SECOND);
+    for &host in &hosts {
+        world.stop(host, false);
+    }
+    world.run_for(3600 * SECOND);
+    for &host in &hosts[..4] {
+        world.start(host);
+    }
+    let took =
+        world.wait_for(10 * SECOND, |world| share_control(world, &hosts[..4]) && are_in(world, hosts[0], &hosts[..4]));
+    assert!(took.is_some(), "they have not met");
+}
+
+#[test]
+fn an_invite_from_before_the_secret_changed_lets_in_still() {
+    let mut world = World::new(Seed::or(6300));
+    let (lan, hosts) = world.lan(4);
+    world.settle_within(3 * SECOND);
+    let ticket = world.home().invite(201, Roles::NONE, 1, UNIX_START - 3600);
+    let newcomer = invited(&mut world, "newcomer", &ticket, lan);
+    expel_and_rotate(&mut world, hosts[0], hosts[3], 1);
+    world.run_for(60 * SECOND);
+    world.introduce(newcomer, &hosts[..1]);
+    world.start(newcomer);
+    let all = [hosts[0], hosts[1], hosts[2], newcomer];
+    let took = world.wait_for(30 * SECOND, |world| share_control(world, &all) && are_in(world, newcomer, &all));
+    assert!(took.is_some(), "it did not get in, or was not told the new secret");
+}
+
+#[test]
+fn two_new_secrets_on_two_islands_become_one() {
+    for seed in 0..3 {
+        let mut world = World::new(Seed::or(6400 + seed));
+        let (lan, hosts) = world.lan(6);
+        world.settle_within(3 * SECOND);
+        world.partition(lan, &[&[hosts[0], hosts[1], hosts[4]], &[hosts[2], hosts[3], hosts[5]]]);
+        world.run_for(60 * SECOND);
+        let now = world.unix_now();
+        for (host, target, secret) in [(hosts[0], hosts[4], 11), (hosts[2], hosts[5], 12)] {
+            let revocation = world.home().says(revoked(&world, target), now);
+            declare(&mut world, host, &revocation);
+            rotate(&mut world, host, &revocation, 1, secret);
+        }
+        world.run_for(60 * SECOND);
+        world.partition(lan, &[]);
+        let took = world.wait_for(240 * SECOND, |world| {
+            share_control(world, &hosts[..4]) && hosts[..4].iter().all(|host| are_in(world, *host, &hosts[..4]))
+        });
+        assert!(took.is_some(), "they are not of one mind");
+    }
+}

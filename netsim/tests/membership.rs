@@ -222,3 +222,48 @@ fn two_admins_that_expel_each_other_while_cut_off_leave_the_older_one() {
         Ok(())
     });
 }
+
+/// The newest secret that a laptop has on disk.
+fn newest_secret(laptop: &Laptop) -> Option<Vec<u8>> {
+    let secrets = fs::read(laptop.dir.join("state/party/secrets")).ok()?;
+    secrets.get(1..33).map(<[u8]>::to_vec)
+}
+
+#[test]
+fn the_network_gets_a_new_secret_and_who_was_away_or_has_an_old_invite_is_told_it() {
+    in_lab(|lab| {
+        let (laptops, mut nodes, _) = party(lab, ["ada", "bob", "cyd", "dan"], &[])?;
+        wait_for("ada knows dan", MEET, || Ok(laptops[0].meshd(&["invites"])?.contains("dan")))?;
+        let old = laptops[0].invite(&[])?;
+        nodes[2].terminate()?;
+        laptops[0].meshd(&["revoke", "dan"])?;
+        wait_for("bob has the new secret", MEET, || {
+            Ok(newest_secret(&laptops[1]).is_some_and(|secret| Some(secret) == newest_secret(&laptops[0])))
+        })?;
+        nodes[2] = laptops[2].up()?;
+        let begun = Instant::now();
+        nodes[2].wait_connected(2, MEET)?;
+        wait_for("cyd has it too", MEET, || Ok(newest_secret(&laptops[2]) == newest_secret(&laptops[0])))?;
+        figure(&format!("who was away is back and told after {:.2} s", begun.elapsed().as_secs_f64()));
+        for laptop in &laptops[..3] {
+            wait_for("the control network is whole", Duration::from_secs(30), || {
+                Ok(laptop.ask(&["status"])?["directory_connections"].as_u64() >= Some(2))
+            })?;
+        }
+        // A power cut.
+        for node in &mut nodes[..3] {
+            node.kill9()?;
+        }
+        let nodes = laptops[..3].iter().map(Laptop::up).collect::<Result<Vec<_>>>()?;
+        for node in &nodes {
+            node.wait_connected(2, MEET)?;
+        }
+        // The invite has the old secret, and says where ada is.
+        let eve = lab.laptop("eve")?;
+        eve.join(&old)?;
+        let _eve = eve.up()?;
+        nodes[0].wait_connected(3, MEET)?;
+        wait_for("eve has it too", MEET, || Ok(newest_secret(&eve) == newest_secret(&laptops[0])))?;
+        Ok(())
+    });
+}

@@ -12,11 +12,13 @@ use serde::Serialize;
 
 use crate::dht::statement::Fact;
 use crate::dht::{Ledger, Record, Statement, Verified};
-use crate::identity::{Certificate, Chain, Name, NetworkId, PeerId, Roles, SigningKey, UnixSeconds, canonical};
+use crate::identity::{
+    Certificate, Chain, Name, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds, canonical,
+};
 use crate::node::{Command, Reply};
 
 use super::api;
-use super::enroll::clock;
+use super::enroll::{clock, new_secret};
 use super::store::{self, Home};
 
 /// Largest certificate in the list of our invites, bytes: as long as its name allows.
@@ -109,7 +111,11 @@ pub fn revoke(home: &Home, socket: &Path, text: &str, reason: String, keep: bool
         // Those who stay before the one who goes, so that nobody falls for a moment.
         said.rotate_left(1);
     }
-    let told = deliver(home, socket, &said)?;
+    // A secret that it does not know. Whoever is told it has heard of the revocation.
+    let secret = new_secret()?;
+    let after = *said.iter().find(|said| matches!(said.fact(), Fact::Revoked { .. })).unwrap_or(&said[0]).id();
+    let epoch = sign(Fact::Epoch { number: ledger.next_epoch(), secret: secret.fingerprint(), after })?;
+    let told = deliver(home, socket, &said, Some((epoch, secret)))?;
     let mut names: Vec<_> = below.iter().map(|record| record.name().to_string()).collect();
     names.sort();
     let (fallen, kept) = if keep { (Vec::new(), names) } else { (names, Vec::new()) };
@@ -145,25 +151,45 @@ pub fn withdraw(home: &Home, socket: &Path, text: &str) -> Result<InviteInfo> {
     };
     let fact = Fact::Withdrawn { invite: invite.body.subject };
     let said = Arc::new(Statement::sign(&key, &home.network.id(), chain, fact, now)?);
-    deliver(home, socket, &[Arc::clone(&said)])?;
+    deliver(home, socket, &[Arc::clone(&said)], None)?;
     let mut known = known;
     let _ = known.ledger.insert(said);
     Ok(known.invite_info(&invite, members, now))
 }
 
 /// Hands statements to the node that runs here, or keeps them for it; returns whether it runs.
-fn deliver(home: &Home, socket: &Path, said: &[Arc<Statement>]) -> Result<bool> {
+fn deliver(
+    home: &Home,
+    socket: &Path,
+    said: &[Arc<Statement>],
+    epoch: Option<(Arc<Statement>, NetworkSecret)>,
+) -> Result<bool> {
     if let Ok(_lock) = home.lock() {
         let mut statements = store::load_statements(&home.dir);
-        statements.extend(said.iter().map(|statement| statement.bytes().to_vec()));
+        let epochs = epoch.iter().map(|(statement, _)| statement);
+        statements.extend(said.iter().chain(epochs).map(|statement| statement.bytes().to_vec()));
+        if let Some((_, secret)) = &epoch {
+            let mut secrets = store::load_secrets(&home.dir);
+            secrets.insert(0, secret.clone());
+            store::save_secrets(&home.dir, &secrets)?;
+        }
         store::save_statements(&home.dir, &statements)?;
         return Ok(false);
     }
+    let epoch = epoch.map(|(statement, secret)| {
+        let statement = data_encoding::HEXLOWER.encode(statement.bytes());
+        Command::Epoch { statement, secret }
+    });
     for statement in said {
         let statement = data_encoding::HEXLOWER.encode(statement.bytes());
         if let Reply::Error { message } = api::request(socket, &Command::State { statement })? {
             bail!(message);
         }
+    }
+    if let Some(epoch) = epoch
+        && let Reply::Error { message } = api::request(socket, &epoch)?
+    {
+        bail!(message);
     }
     Ok(true)
 }
@@ -191,7 +217,7 @@ impl Known {
     fn certificates(&self) -> impl Iterator<Item = &Certificate> {
         let redeemed = self.ledger.iter().filter_map(|held| match held.fact() {
             Fact::Redeemed { certificate, .. } => Some(certificate),
-            Fact::Revoked { .. } | Fact::Kept { .. } | Fact::Withdrawn { .. } => None,
+            Fact::Revoked { .. } | Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Epoch { .. } => None,
         });
         self.records.values().filter_map(|record| record.chain.links.last()).chain(redeemed)
     }

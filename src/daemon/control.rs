@@ -21,9 +21,8 @@ use tokio::task::JoinHandle;
 
 use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
-use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
-use crate::dht::swarm::{self, SwarmConfig};
-use crate::identity::{Name, ula_prefix};
+use crate::dht::beacon::{Beacon, BeaconInterface};
+use crate::identity::{Name, NetworkSecret, ula_prefix};
 use crate::nat::portmap::{Lease, Link, Protocol, Wanted};
 use crate::node::command::MappingInfo;
 use crate::node::event::PeerChange;
@@ -35,6 +34,7 @@ use crate::wire::socket::split;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
 use super::direction::FromLane;
+use super::epoch::{Speaker, Speech};
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::portmap::Mapper;
@@ -51,9 +51,6 @@ const COMMANDS: usize = 16;
 
 /// Pictures of the interfaces that wait: only the last one counts.
 const INTERFACES: usize = 1;
-
-/// Sightings that wait for us, beyond what the beacon keeps itself.
-const SIGHTINGS: usize = 64;
 
 /// Wishes to the directory that wait while it is busy. A lookup that waited longer has failed already.
 const WISHES: usize = 256;
@@ -72,22 +69,11 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let socket = Arc::clone(&sockets[0]);
 
     let key = config.node.key.clone();
-    let directory = swarm::spawn(SwarmConfig {
-        statements: config.node.known_statements.clone(),
-        ..SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port())
-    })?;
-    let (to_us, sightings) = mpsc::channel(SIGHTINGS);
+    let speaker = Speaker { key, network: network.id(), prefix: network.prefix, port: socket.port() };
+    let secrets: Vec<_> = config.node.known_secrets.iter().chain([&network.secret]).cloned().collect();
     // Before the TAP: mDNS joins its group on every interface there is when it starts.
-    let beacon = Beacon::start(
-        BeaconConfig {
-            key: network.secret.beacon_key(),
-            peer: config.node.key.peer_id(),
-            noise: config.node.key.noise_secret().public(),
-            port: socket.port(),
-        },
-        seed()?,
-        to_us,
-    )?;
+    let Speech { beacon, sightings, commands: to_directory, events: from_directory, thread } =
+        speaker.start(&secrets, config.node.known_statements.clone())?;
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
@@ -127,7 +113,11 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         beacon: Some(beacon),
         mapper,
         leases: Vec::new(),
-        directory: Directory { sender: directory.commands, wishes: VecDeque::new() },
+        speaker,
+        new_secrets: None,
+        directory: Directory { sender: to_directory, wishes: VecDeque::new() },
+        directory_thread: Some(thread),
+        hearing: Vec::new(),
         addresses: None,
         waiting: BTreeMap::new(),
         next_command: 0,
@@ -136,7 +126,6 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         keeper: Saver::new(config.state, store::save_statements),
         counters: Counters::default(),
     };
-    let from_directory = directory.events;
     let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, leases, commands };
     let result = control.work(&mut inputs, &mut signals).await;
     let mapper = control.mapper.take();
@@ -174,7 +163,13 @@ struct Control {
     mapper: Option<Mapper>,
     /// What the gateway has granted.
     leases: Vec<Lease>,
+    speaker: Speaker,
+    /// With which control network and mDNS are to be started anew; the first is the newest.
+    new_secrets: Option<Vec<NetworkSecret>>,
     directory: Directory,
+    directory_thread: Option<std::thread::JoinHandle<()>>,
+    /// Where mDNS speaks.
+    hearing: Vec<BeaconInterface>,
     /// What the TAP is to carry from now on, and why it changed.
     addresses: Option<(TapAddresses, Option<String>)>,
     /// Who waits for the answer to which command.
@@ -207,6 +202,9 @@ impl Control {
         loop {
             if let Some(ended) = self.ended.take() {
                 return Err(ended);
+            }
+            if let Some(secrets) = self.new_secrets.take() {
+                self.speak_anew(&secrets, inputs).await.context("the network's new secret cannot be used")?;
             }
             self.node.handle_wall_time(unix_now(), Instant::now());
             let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
@@ -252,6 +250,27 @@ impl Control {
         }
     }
 
+    /// Ends control network and mDNS, and starts them with the newest secret. Sessions go on meanwhile.
+    async fn speak_anew(&mut self, secrets: &[NetworkSecret], inputs: &mut Inputs) -> anyhow::Result<()> {
+        store::save_secrets(&self.saver.folder, secrets)?;
+        self.beacon = None;
+        // Without its channels the directory ends, and with it what listens at our port.
+        self.directory = Directory { sender: mpsc::channel(1).0, wishes: VecDeque::new() };
+        inputs.from_directory = mpsc::channel(1).1;
+        if let Some(thread) = self.directory_thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        let mut speech = self.speaker.start(secrets, self.node.statements())?;
+        speech.beacon.set_interfaces(&self.hearing);
+        self.beacon = Some(speech.beacon);
+        self.directory = Directory { sender: speech.commands, wishes: VecDeque::new() };
+        self.directory_thread = Some(speech.thread);
+        (inputs.from_directory, inputs.sightings) = (speech.events, speech.sightings);
+        self.node.handle_new_directory();
+        self.drain(Instant::now());
+        Ok(())
+    }
+
     /// Says goodbye to everybody; afterwards nothing is left but to drop.
     fn finish(mut self) {
         self.node.shutdown(Instant::now());
@@ -290,9 +309,8 @@ impl Control {
         let mut endpoints = netlink::endpoints(&underlay, self.socket.port(), |address| overlay.contains(address));
         endpoints.retain(|endpoint| endpoint.is_ipv4() || self.socket.has_ipv6());
         if let Some(beacon) = &mut self.beacon {
-            beacon.set_interfaces(
-                &underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect::<Vec<_>>(),
-            );
+            self.hearing = underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect();
+            beacon.set_interfaces(&self.hearing);
         }
         if let Some(mapper) = &self.mapper {
             mapper.set_link(underlay_link(interfaces, self.device.index()));
@@ -394,6 +412,7 @@ impl Control {
             Event::Witnesses(_) => unreachable!("drain opens them"),
             Event::Sockets(kept) => self.beside.keep(&kept),
             Event::Keep(statements) => self.keeper.save(statements),
+            Event::Secrets(secrets) => self.new_secrets = Some(secrets),
             Event::MembershipEnded => self.ended = Some(membership_ended(&self.saver.folder)),
             Event::Expelled(why) => self.ended = Some(expelled(&self.overlay.0.name, &why)),
             Event::PeerChange { name, change, .. } => match change {

@@ -174,7 +174,7 @@ pub fn invite(home: &Home, terms: &Terms, endpoints: &[SocketAddr]) -> Result<Ti
     };
     let certificate = Certificate::issue(&issuer, &id, body);
     let chain = chain.extended(certificate.clone());
-    let mut invite = Invite::new(name.clone(), home.network.prefix, home.network.secret.clone(), &key, chain);
+    let mut invite = Invite::new(name.clone(), home.network.prefix, home.newest_secret(), &key, chain);
     invite.contacts = contacts(home, endpoints, now);
     let contacts = invite.contacts.len();
     store::add_invite(&home.dir, canonical::encode(&certificate))?;
@@ -322,6 +322,14 @@ fn enrolled(store: &Store, name: &Name, now: UnixSeconds) -> Result<(Home, Enrol
         state: home.dir.display().to_string(),
     };
     Ok((home, enrolled))
+}
+
+/// A new secret for the network.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn new_secret() -> Result<NetworkSecret> {
+    Ok(NetworkSecret::new(*seed()?))
 }
 
 fn new_key() -> Result<SigningKey> {

@@ -9,6 +9,7 @@ pub mod api;
 pub mod control;
 pub mod direction;
 pub mod enroll;
+mod epoch;
 pub mod lane;
 pub mod netlink;
 pub mod portmap;

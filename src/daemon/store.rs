@@ -2,7 +2,7 @@
 //!
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
 //! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
-//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys) and `lock`. Files
+//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the network's, since somebody was expelled, newest first) and `lock`. Files
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
 
@@ -20,7 +20,8 @@ use crate::config::{NetworkConfig, NodeConfig, Relaying};
 use crate::dht::ledger::MAX_STATEMENTS;
 use crate::dht::statement::MAX_STATEMENT;
 use crate::identity::{
-    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
+    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, NetworkSecret, SigningKey, UnixSeconds,
+    canonical,
 };
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
@@ -33,6 +34,7 @@ const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
 const LEDGER: &str = "ledger";
 const INVITES: &str = "invites";
+const SECRETS: &str = "secrets";
 const LOCK: &str = "lock";
 
 /// Folders under construction begin with this; no network's name can.
@@ -58,6 +60,9 @@ const MAX_INVITES: usize = 256;
 
 /// Largest `invites` file read, bytes: certificates of 256 bytes at most.
 const MAX_INVITES_FILE: usize = MAX_INVITES * 260 + 8;
+
+/// Largest `secrets` file read, bytes: the few that a node keeps, many times over.
+const MAX_SECRETS_FILE: usize = 4096;
 
 /// The folder with one folder a network.
 #[derive(Debug, Clone)]
@@ -277,6 +282,11 @@ impl Home {
         Ok(Some(root))
     }
 
+    /// The network's newest secret, as far as this machine knows.
+    pub fn newest_secret(&self) -> NetworkSecret {
+        load_secrets(&self.dir).into_iter().next().unwrap_or_else(|| self.network.secret.clone())
+    }
+
     /// What our chain proves at `now`.
     ///
     /// # Errors
@@ -308,6 +318,7 @@ impl Home {
         NodeConfig {
             known_records: load_records(&self.dir),
             known_statements: load_statements(&self.dir),
+            known_secrets: load_secrets(&self.dir),
             network: self.network,
             key: self.key,
             chain: self.chain,
@@ -438,6 +449,25 @@ pub fn save_statements(dir: &Path, statements: &[Vec<u8>]) -> Result<()> {
 /// The statements kept in a network's folder. None, if there are none or the file is damaged: others tell us again.
 pub fn load_statements(dir: &Path) -> Vec<Vec<u8>> {
     load_list(&dir.join(LEDGER), MAX_LEDGER_FILE)
+}
+
+/// The network's secrets since somebody was expelled, newest first; none if nobody was.
+pub fn load_secrets(dir: &Path) -> Vec<NetworkSecret> {
+    match read_bounded(&dir.join(SECRETS), MAX_SECRETS_FILE) {
+        Ok(bytes) => canonical::decode(&bytes, MAX_SECRETS_FILE).unwrap_or_else(|error| {
+            tracing::warn!("the newer secrets of the network cannot be read: {error}; others tell them again");
+            Vec::new()
+        }),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Keeps the network's secrets, newest first.
+///
+/// # Errors
+/// When they cannot be written; the old ones are still there then.
+pub fn save_secrets(dir: &Path, secrets: &[NetworkSecret]) -> Result<()> {
+    replace(dir, SECRETS, &Zeroizing::new(canonical::encode(&secrets)))
 }
 
 /// The certificates of the invites made here.

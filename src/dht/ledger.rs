@@ -11,6 +11,7 @@
 //! | two admins revoke each other | the younger is out |
 //! | more join by an invite than it allows | those first met by somebody else stay, by date, then by key |
 //! | an invite is withdrawn | who had been met before stays |
+//! | the network gets two new secrets at once | that of the admin of higher standing is the newer |
 //!
 //! Ledgers are compared by one digest, then by the digests of [`BUCKETS`] buckets; what lies in those that differ is sent.
 
@@ -86,6 +87,8 @@ enum Slot {
     /// Of a member, by an admin: one of them may be expelled later.
     Kept(PeerId, PeerId),
     Withdrawn(PeerId),
+    /// Of an epoch, by an admin.
+    Epoch(u32, PeerId),
     /// Of an invite, by a member.
     Redeemed(PeerId, PeerId),
 }
@@ -96,6 +99,7 @@ impl Slot {
             Fact::Revoked { target, .. } => Self::Revoked(*target),
             Fact::Kept { subject } => Self::Kept(*subject, statement.signer()),
             Fact::Withdrawn { invite } => Self::Withdrawn(*invite),
+            Fact::Epoch { number, .. } => Self::Epoch(*number, statement.signer()),
             Fact::Redeemed { invite, certificate } => Self::Redeemed(*invite, certificate.body.subject),
         }
     }
@@ -191,6 +195,28 @@ impl Ledger {
     /// Every revocation.
     pub fn revocations(&self) -> impl Iterator<Item = &Arc<Statement>> {
         self.iter().take_while(|held| matches!(held.fact(), Fact::Revoked { .. }))
+    }
+
+    /// The epochs of the network's secret, the newest first: the fingerprint of each and the statement about it. Those that
+    /// an expelled admin began do not count. Of two with one number, begun on two islands, the one begun by the higher
+    /// standing is the newer.
+    pub fn epochs(&self) -> Vec<([u8; 32], &Arc<Statement>)> {
+        let (first, last) = (Slot::Epoch(0, PeerId([0; 32])), Slot::Epoch(u32::MAX, PeerId([0xff; 32])));
+        let mut epochs: Vec<_> = (self.held.range(first..=last))
+            .filter_map(|(_, held)| {
+                let Fact::Epoch { number, secret, .. } = held.fact() else { return None };
+                let counts = self.judge(held.chain(), true).is_ok();
+                counts.then(|| (std::cmp::Reverse(*number), held.rank(), *held.id(), *secret, held))
+            })
+            .collect();
+        epochs.sort_by(|a, b| (a.0, a.1, a.2).cmp(&(b.0, b.1, b.2)));
+        epochs.into_iter().map(|(.., secret, held)| (secret, held)).collect()
+    }
+
+    /// The number of the next epoch.
+    pub fn next_epoch(&self) -> u32 {
+        let newest = self.epochs().first().map(|(_, held)| held.fact().clone());
+        if let Some(Fact::Epoch { number, .. }) = newest { number.saturating_add(1) } else { 1 }
     }
 
     /// Every statement, news of the expelled first.
@@ -307,7 +333,9 @@ fn bucket(id: &StatementId) -> usize {
 fn precedence(statement: &Statement) -> (Rank, bool, UnixSeconds, StatementId) {
     let rank = match statement.fact() {
         Fact::Revoked { .. } => statement.rank().clone(),
-        Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Redeemed { .. } => Rank::of(statement.chain(), 0),
+        Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Redeemed { .. } | Fact::Epoch { .. } => {
+            Rank::of(statement.chain(), 0)
+        }
     };
     (rank, is_partial(statement), statement.at(), *statement.id())
 }

@@ -147,6 +147,8 @@ pub struct Sighting {
     pub noise: NoisePublic,
     /// Where it listens: UDP, and TCP with the same port.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether it was sealed with an older secret of the network: by somebody who was away, or who was expelled.
+    pub stale: bool,
 }
 
 /// How the control network stands, for `meshd status`.

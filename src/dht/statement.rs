@@ -51,6 +51,15 @@ pub enum Fact {
         /// The newcomer's, signed with the invite's key.
         certificate: Certificate,
     },
+    /// The network has a new secret, since somebody was expelled who knows the old one. Said by an admin.
+    Epoch {
+        /// One more than that of the epoch before.
+        number: u32,
+        /// [`NetworkSecret::fingerprint`](crate::identity::NetworkSecret::fingerprint).
+        secret: [u8; 32],
+        /// The revocation: who has not heard of it is not told the secret.
+        after: StatementId,
+    },
 }
 
 /// What is signed.
@@ -193,7 +202,7 @@ impl Statement {
                     return Err(StatementError::Reason);
                 }
             }
-            Fact::Kept { .. } | Fact::Withdrawn { .. } => {
+            Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Epoch { .. } => {
                 if !admin {
                     return Err(StatementError::Authority);
                 }

@@ -11,6 +11,8 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use crate::identity::NetworkSecret;
+
 /// Names a command until its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct CommandId(pub u64);
@@ -52,6 +54,13 @@ pub enum Command {
         /// Its bytes, hexadecimal.
         statement: String,
     },
+    /// Takes in a new secret of the network, and tells everybody.
+    Epoch {
+        /// The statement about it, hexadecimal.
+        statement: String,
+        /// Itself.
+        secret: NetworkSecret,
+    },
 }
 
 /// The answer.
@@ -80,7 +89,7 @@ pub enum Reply {
     Why(Box<WhyInfo>),
     /// To [`Command::Netcheck`].
     Netcheck(Box<NetcheckInfo>),
-    /// To [`Command::State`].
+    /// To [`Command::State`] and [`Command::Epoch`].
     Stated {
         /// Whether it was not known before.
         news: bool,

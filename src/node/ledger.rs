@@ -71,6 +71,7 @@ impl Node {
                 Err(error) => tracing::warn!(%error, "a kept statement is refused"),
             }
         }
+        self.order_epochs();
         self.check_ourselves();
     }
 
@@ -119,6 +120,10 @@ impl Node {
             Fact::Withdrawn { invite } | Fact::Redeemed { invite, .. } => *invite,
             // Lets in; expels nobody.
             Fact::Kept { .. } => return true,
+            Fact::Epoch { .. } => {
+                self.review_epochs(now);
+                return true;
+            }
         };
         let concerns = |record: &&Verified<Record>| record.chain.links.iter().any(|link| link.body.subject == about);
         let concerned = self.roster.iter().filter(concerns);
@@ -127,6 +132,7 @@ impl Node {
         for (id, exclusion) in out {
             self.expel(id, &exclusion, now);
         }
+        self.review_epochs(now);
         self.check_ourselves();
         true
     }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
+//! | `epochs` | the network's secret changes when somebody is expelled |
 //! | `frames` | a frame waits for a session or a lookup |
 //! | `punch` | two behind NATs knock at the same time |
 //! | `survey` | what our NAT does next is asked of others |
@@ -25,6 +26,7 @@
 
 mod carry;
 pub mod command;
+mod epochs;
 pub mod event;
 mod frames;
 mod handshakes;
@@ -62,10 +64,10 @@ use crate::dht::{self, Ledger, Standing};
 use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 use crate::nat::Observations;
 use crate::session::gate::Gate;
-use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
+use self::epochs::Epochs;
 use self::frames::Frames;
 use self::hunt::Hunts;
 use self::netcheck::Netchecks;
@@ -96,7 +98,7 @@ pub struct Node {
     network: NetworkId,
     clock: Clock,
     rng: ChaCha20Rng,
-    local: Local,
+    epochs: Epochs,
     gate: Gate,
     own: Own,
     roster: Roster,
@@ -155,7 +157,7 @@ impl Node {
         let mut node = Self {
             network,
             clock: Clock { start: now, unix_start: unix_now, phase: CHECK_INTERVAL * (rng.next_u32() % 256) / 256 },
-            local: Local::new(&config.key.noise_secret(), &config.network.secret, config.hardware_aes),
+            epochs: Epochs::new(&config),
             gate: Gate::new(gate_seed, now),
             own: Own::new(&config, &network),
             roster: Roster::default(),
@@ -260,6 +262,7 @@ impl Node {
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
             Command::State { statement } => self.declare(id, &statement, now),
+            Command::Epoch { statement, secret } => self.begin_epoch(id, &statement, secret, now),
         }
     }
 

@@ -83,6 +83,8 @@ pub(super) struct Next {
     pub(super) ephemeral: [u8; 32],
     /// The response, for such copies.
     pub(super) answer: Vec<u8>,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 /// A handshake that we began.
@@ -96,6 +98,8 @@ pub(super) struct Outstanding {
     pub(super) attempt: u32,
     /// Whether it has only gone out to open our own NAT.
     pub(super) opens: bool,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 impl Peer {

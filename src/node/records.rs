@@ -215,9 +215,10 @@ impl Node {
 
     /// mDNS heard of a member: a hint to try.
     pub(super) fn handle_sighting(&mut self, sighting: Sighting, now: Instant) {
-        let Sighting { peer: id, noise, endpoints } = sighting;
+        let Sighting { peer: id, noise, endpoints, stale } = sighting;
         // It knows the network's secret still, and would learn our record by an initiation.
-        if self.ledger.is_accused(&id) && self.roster.get(&id).is_none() {
+        let known = self.peers.get(&id).and_then(|peer| peer.noise) == Some(noise);
+        if self.ledger.is_accused(&id) && self.roster.get(&id).is_none() || stale && !known {
             return self.counters.count(DropReason::MembershipRevoked);
         }
         let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();

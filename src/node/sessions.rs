@@ -230,6 +230,7 @@ impl Node {
             Message::Ledger { digest } => self.handle_ledger(id, digest, now),
             Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
             Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
+            Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
         }
     }
 

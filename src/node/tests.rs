@@ -57,6 +57,7 @@ fn config(root: u8, n: u8) -> NodeConfig {
         contacts: Vec::new(),
         known_records: Vec::new(),
         known_statements: Vec::new(),
+        known_secrets: Vec::new(),
     }
 }
 
@@ -118,7 +119,7 @@ impl Lan {
     fn sighting(&self, of: usize) -> Sighting {
         let host = &self.hosts[of];
         let record = host.node.own.record().expect("it has endpoints");
-        Sighting { peer: host.node.peer_id(), noise: record.noise, endpoints: vec![host.endpoint] }
+        Sighting { peer: host.node.peer_id(), noise: record.noise, endpoints: vec![host.endpoint], stale: false }
     }
 
     /// Everybody sees everybody.
@@ -227,7 +228,7 @@ impl Lan {
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
                 Event::Expelled(_) => host.ended = true,
-                Event::Persist(_) | Event::Keep(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
+                Event::Persist(_) | Event::Keep(_) | Event::Secrets(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
             }
         }
     }
@@ -371,7 +372,8 @@ fn who_proved_to_be_no_member_any_more_is_not_approached_again() {
     let endpoint = SocketAddr::from(([192, 0, 2, 99], 4747));
     lan.receive(0, endpoint, &bytes);
     assert_eq!(lan.dropped(0, DropReason::MembershipExpired), 1);
-    let sighting = Sighting { peer: own.peer_id(), noise: own.noise_secret().public(), endpoints: vec![endpoint] };
+    let noise = own.noise_secret().public();
+    let sighting = Sighting { peer: own.peer_id(), noise, endpoints: vec![endpoint], stale: false };
     let now = lan.now;
     lan.hosts[0].node.handle_directory(dht::Event::Sighting(sighting), now);
     lan.drain(0);
@@ -646,6 +648,7 @@ fn sockets_through_which_a_peer_was_answered_stay_open() {
         | Event::Keep(_)
         | Event::Witnesses(_)
         | Event::MembershipEnded
+        | Event::Secrets(_)
         | Event::Expelled(_)
         | Event::PeerChange { .. } => None,
     });

@@ -272,6 +272,13 @@ pub enum Message {
     Buckets(Vec<u8>),
     /// A signed statement about members: pushed because it is news, or because the peer may lack it. At most 1 KiB.
     Statement(Vec<u8>),
+    /// The network's newest secret: the statement about it, and itself.
+    Secret {
+        /// A statement.
+        epoch: Vec<u8>,
+        /// 32 bytes.
+        secret: [u8; 32],
+    },
 }
 
 impl Message {
