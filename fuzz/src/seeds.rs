@@ -94,6 +94,7 @@ fn main() {
         Message::Statement(revocation().bytes().to_vec()),
         Message::Ledger { digest: [1; 16] },
         Message::Buckets(vec![1; 512]),
+        Message::Secret { epoch: revocation().bytes().to_vec(), secret: [1; 32] },
         Message::Goodbye,
     ];
     let all: Vec<u8> = messages.iter().flat_map(|message| input(0, &message.encode())).collect();

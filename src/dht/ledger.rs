@@ -500,6 +500,21 @@ mod tests {
     }
 
     #[test]
+    fn the_newest_epoch_has_the_highest_number_of_those_begun_by_who_is_still_an_admin() {
+        let epoch = |number, secret| Fact::Epoch { number, secret: [secret; 32], after: [9; 32] };
+        let (older, younger) = (admin(2, 3, 50), admin(6, 7, 40));
+        let mut ledger =
+            ledger([say(1, root(), epoch(1, 1)), say(7, younger.clone(), epoch(2, 2)), say(3, older, epoch(2, 3))]);
+        let order = |ledger: &Ledger| ledger.epochs().iter().map(|(secret, _)| secret[0]).collect::<Vec<_>>();
+        assert_eq!((order(&ledger), ledger.next_epoch()), (vec![3, 2, 1], 3));
+        // One that is expelled later could have begun the last epoch there can be.
+        ledger.insert(Arc::new(say(7, younger, epoch(u32::MAX, 4)))).expect("room");
+        assert_eq!(order(&ledger), [4, 3, 2, 1]);
+        ledger.insert(Arc::new(say(1, root(), revoked(7)))).expect("room");
+        assert_eq!((order(&ledger), ledger.next_epoch()), (vec![3, 1], 3));
+    }
+
+    #[test]
     fn two_ledgers_find_out_what_the_other_lacks() {
         let mut here = ledger((10..90).map(|n| say(1, root(), revoked(n))));
         let mut there = ledger((50..140).map(|n| say(1, root(), revoked(n))));
