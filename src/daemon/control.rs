@@ -9,7 +9,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
@@ -17,7 +17,6 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 
 use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
@@ -38,6 +37,7 @@ use super::epoch::{Speaker, Speech};
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::portmap::Mapper;
+use super::saver::Saver;
 use super::sockets::Sockets;
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -73,7 +73,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let secrets: Vec<_> = config.node.known_secrets.iter().chain([&network.secret]).cloned().collect();
     // Before the TAP: mDNS joins its group on every interface there is when it starts.
     let Speech { beacon, sightings, commands: to_directory, events: from_directory, thread } =
-        speaker.start(&secrets, config.node.known_statements.clone())?;
+        speaker.start(&secrets, config.node.known_statements.clone(), seed()?)?;
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
@@ -260,7 +260,7 @@ impl Control {
         if let Some(thread) = self.directory_thread.take() {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
         }
-        let mut speech = self.speaker.start(secrets, self.node.statements())?;
+        let mut speech = self.speaker.start(secrets, self.node.statements(), seed()?)?;
         speech.beacon.set_interfaces(&self.hearing);
         self.beacon = Some(speech.beacon);
         self.directory = Directory { sender: speech.commands, wishes: VecDeque::new() };
@@ -549,46 +549,6 @@ impl Directory {
     }
 }
 
-/// Writes the known records, or the ledger, to disk, off this thread and one write at a time: a disk may take its time.
-struct Saver {
-    folder: PathBuf,
-    write: fn(&Path, &[Vec<u8>]) -> anyhow::Result<()>,
-    wanted: Option<Vec<Vec<u8>>>,
-    running: Option<JoinHandle<anyhow::Result<()>>>,
-}
-
-impl Saver {
-    fn new(folder: PathBuf, write: fn(&Path, &[Vec<u8>]) -> anyhow::Result<()>) -> Self {
-        Self { folder, write, wanted: None, running: None }
-    }
-
-    fn save(&mut self, records: Vec<Vec<u8>>) {
-        self.wanted = Some(records);
-        self.start();
-    }
-
-    fn start(&mut self) {
-        if self.running.is_none()
-            && let Some(records) = self.wanted.take()
-        {
-            let (folder, write) = (self.folder.clone(), self.write);
-            self.running = Some(tokio::task::spawn_blocking(move || write(&folder, &records)));
-        }
-    }
-
-    /// Waits for the write under way and begins the next. Cancel-safe.
-    async fn written(&mut self) {
-        let Some(running) = &mut self.running else { return std::future::pending().await };
-        match running.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("what is known of the members is not kept: {error:#}"),
-            Err(error) => tracing::warn!("what is known of the members is not kept: {error}"),
-        }
-        self.running = None;
-        self.start();
-    }
-}
-
 /// The signals that concern us.
 struct Signals {
     terminate: Signal,
@@ -692,22 +652,5 @@ mod tests {
         assert_eq!(directory.wishes.len(), WISHES);
         directory.wish(dht::Command::Listening(Vec::new()));
         assert!(matches!(directory.wishes.back(), Some(dht::Command::Listening(_))));
-    }
-
-    #[test]
-    fn the_last_of_many_writes_is_what_the_disk_keeps() {
-        let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        on_a_runtime(async {
-            let mut saver = Saver::new(folder.clone(), store::save_records);
-            for number in 0..5u8 {
-                saver.save(vec![vec![number; 3]]);
-            }
-            while saver.running.is_some() {
-                saver.written().await;
-            }
-        });
-        assert_eq!(store::load_records(&folder), [[4; 3]]);
-        std::fs::remove_dir_all(folder).expect("clean up");
     }
 }

@@ -1,8 +1,6 @@
 //! What speaks with the network's newest secret beside the sessions: the control network and mDNS. They are started
 //! together, and anew with each epoch; whoever has not heard of it yet is met by sessions, and told.
 
-#![expect(clippy::disallowed_methods, reason = "a beacon's seed comes from the operating system")]
-
 use std::thread::JoinHandle;
 
 use anyhow::Context as _;
@@ -39,11 +37,17 @@ pub(super) struct Speech {
 }
 
 impl Speaker {
-    /// Starts both with the first of `secrets`; mDNS is heard in the others too. `statements` is the ledger.
+    /// Starts both with the first of `secrets`; mDNS is heard in the others too. `statements` is the ledger,
+    /// `seed` the beacon's randomness.
     ///
     /// # Errors
     /// When the port is taken, or the operating system gives no socket or thread.
-    pub(super) fn start(&self, secrets: &[NetworkSecret], statements: Vec<Vec<u8>>) -> anyhow::Result<Speech> {
+    pub(super) fn start(
+        &self,
+        secrets: &[NetworkSecret],
+        statements: Vec<Vec<u8>>,
+        seed: [u8; 32],
+    ) -> anyhow::Result<Speech> {
         let (secret, older) = secrets.split_first().context("a network has a secret")?;
         let config = SwarmConfig::new(self.key.clone(), self.network, secret.clone(), self.prefix, self.port);
         let directory = swarm::spawn(SwarmConfig { statements, ..config })?;
@@ -55,8 +59,6 @@ impl Speaker {
             noise: self.key.noise_secret().public(),
             port: self.port,
         };
-        let mut seed = [0; 32];
-        getrandom::fill(&mut seed).map_err(|error| anyhow::anyhow!("the system has no randomness: {error}"))?;
         let beacon = Beacon::start(beacon, seed, to_us)?;
         let swarm::SwarmHandle { commands, events, thread, .. } = directory;
         Ok(Speech { beacon, sightings, commands, events, thread })

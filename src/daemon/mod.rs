@@ -13,6 +13,7 @@ mod epoch;
 pub mod lane;
 pub mod netlink;
 pub mod portmap;
+mod saver;
 pub mod sockets;
 pub mod store;
 pub mod telemetry;
