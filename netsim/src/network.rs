@@ -56,16 +56,10 @@ impl Network {
         Statement::sign(&self.root, &self.config.id(), chain, fact, at).expect("the founder may say everything")
     }
 
-    /// A secret of chance, and what the founder says of it: the `number`-th, because of the revocation `after`.
-    pub fn epoch(
-        &self,
-        secret: [u8; 32],
-        number: u32,
-        after: &Statement,
-        at: UnixSeconds,
-    ) -> (NetworkSecret, Statement) {
+    /// A secret of chance, and what the founder says of it: the `number`-th, since `after` was expelled.
+    pub fn epoch(&self, secret: [u8; 32], number: u32, after: PeerId, at: UnixSeconds) -> (NetworkSecret, Statement) {
         let secret = NetworkSecret::new(secret);
-        let fact = Fact::Epoch { number, secret: secret.fingerprint(), after: *after.id() };
+        let fact = Fact::Epoch { number, secret: secret.fingerprint(), after };
         let statement = self.says(fact, at);
         (secret, statement)
     }

@@ -286,10 +286,11 @@ fn no_member_expels_another() {
 fn expel_and_rotate(world: &mut World, host: HostId, target: HostId, number: u32) {
     let revocation = world.home().says(revoked(world, target), world.unix_now());
     declare(world, host, &revocation);
-    rotate(world, host, &revocation, number, number as u8);
+    rotate(world, host, target, number, number as u8);
 }
 
-fn rotate(world: &mut World, host: HostId, after: &Statement, number: u32, secret: u8) {
+fn rotate(world: &mut World, host: HostId, after: HostId, number: u32, secret: u8) {
+    let after = world.host(after).peer;
     let (secret, epoch) = world.home().epoch([secret; 32], number, after, world.unix_now());
     let statement = epoch.bytes().iter().map(|byte| format!("{byte:02x}")).collect();
     assert_eq!(world.ask(host, Command::Epoch { statement, secret }), Reply::Stated { news: true });
@@ -397,7 +398,7 @@ fn two_new_secrets_on_two_islands_become_one() {
         for (host, target, secret) in [(hosts[0], hosts[4], 11), (hosts[2], hosts[5], 12)] {
             let revocation = world.home().says(revoked(&world, target), now);
             declare(&mut world, host, &revocation);
-            rotate(&mut world, host, &revocation, 1, secret);
+            rotate(&mut world, host, target, 1, secret);
         }
         world.run_for(60 * SECOND);
         world.partition(lan, &[]);

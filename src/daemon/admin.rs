@@ -113,8 +113,8 @@ pub fn revoke(home: &Home, socket: &Path, text: &str, reason: String, keep: bool
     }
     // A secret that it does not know. Whoever is told it has heard of the revocation.
     let secret = new_secret()?;
-    let after = *said.iter().find(|said| matches!(said.fact(), Fact::Revoked { .. })).unwrap_or(&said[0]).id();
-    let epoch = sign(Fact::Epoch { number: ledger.next_epoch(), secret: secret.fingerprint(), after })?;
+    let number = ledger.next_epoch();
+    let epoch = sign(Fact::Epoch { number, secret: secret.fingerprint(), after: target })?;
     let told = deliver(home, socket, &said, Some((epoch, secret)))?;
     let mut names: Vec<_> = below.iter().map(|record| record.name().to_string()).collect();
     names.sort();

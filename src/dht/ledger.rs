@@ -501,7 +501,7 @@ mod tests {
 
     #[test]
     fn the_newest_epoch_has_the_highest_number_of_those_begun_by_who_is_still_an_admin() {
-        let epoch = |number, secret| Fact::Epoch { number, secret: [secret; 32], after: [9; 32] };
+        let epoch = |number, secret| Fact::Epoch { number, secret: [secret; 32], after: key(9).peer_id() };
         let (older, younger) = (admin(2, 3, 50), admin(6, 7, 40));
         let mut ledger =
             ledger([say(1, root(), epoch(1, 1)), say(7, younger.clone(), epoch(2, 2)), say(3, older, epoch(2, 3))]);

@@ -57,8 +57,8 @@ pub enum Fact {
         number: u32,
         /// [`NetworkSecret::fingerprint`](crate::identity::NetworkSecret::fingerprint).
         secret: [u8; 32],
-        /// The revocation: who has not heard of it is not told the secret.
-        after: StatementId,
+        /// Who was expelled: whoever has not heard of that is not told the secret.
+        after: PeerId,
     },
 }
 

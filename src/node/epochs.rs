@@ -162,7 +162,7 @@ impl Node {
             return false;
         }
         self.take_statement(Arc::clone(&statement), from, now);
-        if !self.ledger.contains(&after) {
+        if !self.ledger.is_accused(&after) {
             self.epochs.pending = Some((statement, secret));
             return false;
         }
@@ -177,7 +177,7 @@ impl Node {
     /// The ledger or what we know of secrets has changed: the newest secret may be another. Everybody is told it.
     pub(super) fn review_epochs(&mut self, now: Instant) {
         if let Some((statement, secret)) = self.epochs.pending.take_if(
-            |(statement, _)| matches!(statement.fact(), Fact::Epoch { after, .. } if self.ledger.contains(after)),
+            |(statement, _)| matches!(statement.fact(), Fact::Epoch { after, .. } if self.ledger.is_accused(after)),
         ) {
             self.take_secret(statement, secret, None, now);
         }
