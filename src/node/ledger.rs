@@ -118,8 +118,11 @@ impl Node {
         let about = match statement.fact() {
             Fact::Revoked { target, .. } => *target,
             Fact::Withdrawn { invite } | Fact::Redeemed { invite, .. } => *invite,
-            // Lets in; expels nobody.
-            Fact::Kept { .. } => return true,
+            // Lets in; expels nobody. Who was refused may be in the right now.
+            Fact::Kept { .. } => {
+                self.refused.clear();
+                return true;
+            }
             Fact::Epoch { .. } => {
                 self.review_epochs(now);
                 return true;
