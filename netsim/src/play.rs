@@ -126,6 +126,8 @@ impl World {
     /// Forgets what a host kept on disk, besides its key.
     pub fn wipe(&mut self, host: HostId) {
         self.hosts[host.0].kept.clear();
+        self.hosts[host.0].ledger.clear();
+        self.hosts[host.0].secrets.clear();
     }
 
     /// Plugs a host's cables in or out; it notices soon.
@@ -323,6 +325,7 @@ impl World {
             | Reply::PathPongs(_)
             | Reply::Why(_)
             | Reply::Netcheck(_)
+            | Reply::Stated { .. }
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),
         }

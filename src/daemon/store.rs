@@ -1,7 +1,8 @@
 //! The state on disk: one folder a network, holding all that a node has to remember.
 //!
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
-//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache) and `lock`. Files
+//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
+//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the network's, since somebody was expelled, newest first) and `lock`. Files
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
 
@@ -17,8 +18,11 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{NetworkConfig, NodeConfig, Relaying};
+use crate::dht::ledger::MAX_STATEMENTS;
+use crate::dht::statement::MAX_STATEMENT;
 use crate::identity::{
-    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
+    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, NetworkSecret, SigningKey, UnixSeconds,
+    canonical,
 };
 
 use super::api;
@@ -32,6 +36,9 @@ const ROOT_KEY: &str = "root.key";
 const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
+const LEDGER: &str = "ledger";
+const INVITES: &str = "invites";
+const SECRETS: &str = "secrets";
 const LOCK: &str = "lock";
 
 /// Networks that come of a party code are called this and four digits of their id.
@@ -51,6 +58,18 @@ const MAX_RECORDS: usize = 4096;
 
 /// Largest `peers` file read, bytes: [`MAX_RECORDS`] of them with their lengths.
 const MAX_PEERS_FILE: usize = MAX_RECORDS * (crate::dht::record::MAX_RECORD + 3) + 8;
+
+/// Largest `ledger` file read, bytes.
+const MAX_LEDGER_FILE: usize = MAX_STATEMENTS * (MAX_STATEMENT + 3) + 8;
+
+/// Invites made here that are remembered: the latest. Older ones are known by who joined by them.
+const MAX_INVITES: usize = 256;
+
+/// Largest `invites` file read, bytes: certificates of 256 bytes at most.
+const MAX_INVITES_FILE: usize = MAX_INVITES * 260 + 8;
+
+/// Largest `secrets` file read, bytes: the few that a node keeps, many times over.
+const MAX_SECRETS_FILE: usize = 4096;
 
 /// The folder with one folder a network.
 #[derive(Debug, Clone)]
@@ -279,6 +298,11 @@ impl Home {
         Ok(Some(root))
     }
 
+    /// The network's newest secret, as far as this machine knows.
+    pub fn newest_secret(&self) -> NetworkSecret {
+        load_secrets(&self.dir).into_iter().next().unwrap_or_else(|| self.network.secret.clone())
+    }
+
     /// What our chain proves at `now`.
     ///
     /// # Errors
@@ -309,6 +333,8 @@ impl Home {
     pub fn into_node(self, boots: u32, mac: Option<Mac>, ipv4: Option<Ipv4Addr>, mtu: usize) -> NodeConfig {
         NodeConfig {
             known_records: load_records(&self.dir),
+            known_statements: load_statements(&self.dir),
+            known_secrets: load_secrets(&self.dir),
             network: self.network,
             key: self.key,
             chain: self.chain,
@@ -452,8 +478,11 @@ pub fn save_records(dir: &Path, records: &[Vec<u8>]) -> Result<()> {
 
 /// The records kept in a network's folder. They are a cache: none, if there are none or the file is damaged.
 pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
-    let path = dir.join(PEERS);
-    let bytes = match read_bounded(&path, MAX_PEERS_FILE) {
+    load_list(&dir.join(PEERS), MAX_PEERS_FILE)
+}
+
+fn load_list(path: &Path, max: usize) -> Vec<Vec<u8>> {
+    let bytes = match read_bounded(path, max) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
@@ -461,10 +490,58 @@ pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
             return Vec::new();
         }
     };
-    canonical::decode(&bytes, MAX_PEERS_FILE).unwrap_or_else(|error| {
+    canonical::decode(&bytes, max).unwrap_or_else(|error| {
         tracing::warn!("ignoring {}: {error}", path.display());
         Vec::new()
     })
+}
+
+/// Keeps the ledger in a network's folder.
+///
+/// # Errors
+/// When it cannot be written; the old one is still there then.
+pub fn save_statements(dir: &Path, statements: &[Vec<u8>]) -> Result<()> {
+    replace(dir, LEDGER, &canonical::encode(&statements))
+}
+
+/// The statements kept in a network's folder. None, if there are none or the file is damaged: others tell us again.
+pub fn load_statements(dir: &Path) -> Vec<Vec<u8>> {
+    load_list(&dir.join(LEDGER), MAX_LEDGER_FILE)
+}
+
+/// The network's secrets since somebody was expelled, newest first; none if nobody was.
+pub fn load_secrets(dir: &Path) -> Vec<NetworkSecret> {
+    match read_bounded(&dir.join(SECRETS), MAX_SECRETS_FILE) {
+        Ok(bytes) => canonical::decode(&bytes, MAX_SECRETS_FILE).unwrap_or_else(|error| {
+            tracing::warn!("the newer secrets of the network cannot be read: {error}; others tell them again");
+            Vec::new()
+        }),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Keeps the network's secrets, newest first.
+///
+/// # Errors
+/// When they cannot be written; the old ones are still there then.
+pub fn save_secrets(dir: &Path, secrets: &[NetworkSecret]) -> Result<()> {
+    replace(dir, SECRETS, &Zeroizing::new(canonical::encode(&secrets)))
+}
+
+/// The certificates of the invites made here.
+pub fn load_invites(dir: &Path) -> Vec<Vec<u8>> {
+    load_list(&dir.join(INVITES), MAX_INVITES_FILE)
+}
+
+/// Remembers an invite made here by its certificate.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn add_invite(dir: &Path, certificate: Vec<u8>) -> Result<()> {
+    let mut invites = load_invites(dir);
+    invites.push(certificate);
+    let first = invites.len().saturating_sub(MAX_INVITES);
+    replace(dir, INVITES, &canonical::encode(&&invites[first..]))
 }
 
 /// Writes all files of a new folder and syncs them.

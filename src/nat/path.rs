@@ -224,7 +224,13 @@ impl PathAgent {
 
     /// Looks at how long a datagram the primary carries: where to send what. A path that carries none counts as one that
     /// does not answer.
-    pub fn tend_mtu(&mut self, seed: u64, busy: bool, heard: Option<Instant>, now: Instant) -> Option<(SocketAddr, mtu::Step)> {
+    pub fn tend_mtu(
+        &mut self,
+        seed: u64,
+        busy: bool,
+        heard: Option<Instant>,
+        now: Instant,
+    ) -> Option<(SocketAddr, mtu::Step)> {
         let primary = self.candidates.iter_mut().find(|candidate| Some(candidate.endpoint) == self.primary)?;
         let step = primary.mtu.tend(primary.endpoint, seed, mtu::Use { busy, heard, rtt: primary.rtt }, now);
         if step.blocked {

@@ -58,6 +58,8 @@ impl Node {
             mapped: self.own.mapped.believed().to_vec(),
             mappings: Vec::new(),
             mapping: self.mapping().name().to_owned(),
+            roles: self.own.record().map_or_else(Vec::new, roles_of),
+            expelled: self.ledger.revocations().count(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),
@@ -99,6 +101,7 @@ impl Node {
             mac: record.mac.to_string(),
             ipv4: record.ipv4.address,
             ipv6: record.ipv6,
+            roles: roles_of(record),
             path: path.to_owned(),
             endpoint: session.and(peer).and_then(|peer| peer.paths.primary()).map(|primary| self.underlay(primary)),
             via: self.relay_of(record.peer()).map(|(relay, _)| self.name_of(relay)),
@@ -267,6 +270,10 @@ impl Node {
         }
         self.roster.find(&parse_key(text)?).map(Verified::peer)
     }
+}
+
+fn roles_of(record: &Verified<Record>) -> Vec<String> {
+    record.membership().roles().names().map(str::to_owned).collect()
 }
 
 fn parse_key(text: &str) -> Option<LookupKey> {

@@ -12,6 +12,7 @@ use crate::session::cookie::CookieJar;
 use crate::session::handshake::Initiator;
 use crate::wire::relay::channel_behind;
 
+use super::ledger::Comparisons;
 use super::survey::Exchange;
 use super::why::Account;
 
@@ -48,6 +49,8 @@ pub(super) struct Peer {
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
+    /// What it asked of our ledger.
+    pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
     /// When all candidates were last tried to get rid of a relay, and how often.
     pub(super) punched: Option<Instant>,
@@ -80,6 +83,8 @@ pub(super) struct Next {
     pub(super) ephemeral: [u8; 32],
     /// The response, for such copies.
     pub(super) answer: Vec<u8>,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 /// A handshake that we began.
@@ -93,6 +98,8 @@ pub(super) struct Outstanding {
     pub(super) attempt: u32,
     /// Whether it has only gone out to open our own NAT.
     pub(super) opens: bool,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 impl Peer {
@@ -109,6 +116,7 @@ impl Peer {
             cookies: CookieJar::default(),
             stamp: 0,
             told: 0,
+            comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
             punched: None,
             punches: 0,

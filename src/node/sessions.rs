@@ -8,9 +8,9 @@ use rand_core::Rng;
 
 use crate::dht;
 use crate::identity::PeerId;
+use crate::nat::mtu::BASE_PAYLOAD;
 use crate::session::Transport;
 use crate::session::transport::REST;
-use crate::nat::mtu::BASE_PAYLOAD;
 use crate::switch::{seal_message, seal_padded};
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
@@ -245,6 +245,10 @@ impl Node {
             Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
             Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
             Message::Reached { peer } => self.handle_reached(id, peer, now),
+            Message::Ledger { digest } => self.handle_ledger(id, digest, now),
+            Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
+            Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
+            Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
         }
     }
 

@@ -39,6 +39,10 @@ pub(super) enum Timer {
     Expire,
     /// The records are to be kept on disk.
     Persist,
+    /// The ledger is to be kept on disk.
+    Keep,
+    /// Newcomers have waited long enough for somebody to say that they joined.
+    Witness,
     /// The picture for forwarding is due.
     Fib,
 }
@@ -49,7 +53,7 @@ impl Timer {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
             Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) | Self::Mtu(_) => Reason::Session,
             Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
-            Self::Renew | Self::Homes | Self::Expire | Self::Persist => Reason::Records,
+            Self::Renew | Self::Homes | Self::Expire | Self::Persist | Self::Keep | Self::Witness => Reason::Records,
             Self::Fib => Reason::Fib,
         }
     }

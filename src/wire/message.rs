@@ -296,6 +296,22 @@ pub enum Message {
         /// Of the question.
         nonce: u64,
     },
+    /// What the sender's ledger is.
+    Ledger {
+        /// Of all its statements.
+        digest: [u8; 16],
+    },
+    /// In answer to a [`Message::Ledger`] that is not ours: the digests of the parts of the sender's. Send what it may lack.
+    Buckets(Vec<u8>),
+    /// A signed statement about members: pushed because it is news, or because the peer may lack it. At most 1 KiB.
+    Statement(Vec<u8>),
+    /// The network's newest secret: the statement about it, and itself.
+    Secret {
+        /// A statement.
+        epoch: Vec<u8>,
+        /// 32 bytes.
+        secret: [u8; 32],
+    },
 }
 
 impl Message {
