@@ -195,16 +195,16 @@ impl PathAgent {
 
     /// Looks at how long a datagram the primary carries: where to send what. A path that carries none counts as one that
     /// does not answer.
-    pub fn tend_mtu(&mut self, seed: u64, busy: bool, heard: Option<Instant>, now: Instant) -> Option<(SocketAddr, mtu::Step)> {
+    pub fn tend_mtu(&mut self, seed: u64, busy: bool, now: Instant) -> Option<(SocketAddr, mtu::Step)> {
         let primary = self.candidates.iter_mut().find(|candidate| Some(candidate.endpoint) == self.primary)?;
-        let step = primary.mtu.tend(primary.endpoint, seed, mtu::Use { busy, heard, rtt: primary.rtt }, now);
+        let step = primary.mtu.tend(primary.endpoint, seed, busy, primary.rtt, now);
         if step.blocked {
             primary.answered = None;
         }
         Some((primary.endpoint, step))
     }
 
-    /// An answer from `endpoint`: `None` if it is to no probe of its length, else whether what the path carries is another now.
+    /// An answer from `endpoint`: `None` if it is to no probe of its length, else whether something is known now.
     pub fn on_mtu_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<bool> {
         let endpoint = canonical(endpoint);
         self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint)?.mtu.on_answer(nonce, now)
@@ -220,6 +220,11 @@ impl PathAgent {
     pub fn adopt(&mut self, endpoint: SocketAddr, now: Instant) {
         let endpoint = canonical(endpoint);
         self.add(endpoint, Origin::Observed);
+        let blocked = self.candidates.iter().any(|it| it.endpoint == endpoint && it.mtu.is_blocked());
+        if blocked && self.primary.is_some_and(|primary| primary != endpoint) {
+            // What comes from there says nothing of what goes there; a round of probes will.
+            return;
+        }
         self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
         (self.round, self.earlier) = (None, None);

@@ -233,8 +233,7 @@ impl Node {
         // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
         self.observations.clear();
         self.surveys.clear();
-        self.peers.values_mut().for_each(|peer| peer.paths.forget_mtus());
-        self.redraw(now);
+        self.forget_mtus(now);
         self.renew_record(now);
         self.probe_everybody(now);
     }

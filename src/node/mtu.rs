@@ -16,6 +16,7 @@ use crate::wire::relay::channel_behind;
 
 use super::Node;
 use super::event::Transmit;
+use super::sessions::FIRST_CHECK;
 use super::timers::Timer;
 
 /// Frames went to a peer so lately that the path is in use: a little longer than between two looks at it.
@@ -28,8 +29,7 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
         let busy = transport.last_sent().is_some_and(|sent| now < sent + BUSY);
-        let heard = peer.last_heard();
-        let Some((endpoint, step)) = peer.paths.tend_mtu(seed, busy, heard, now) else { return };
+        let Some((endpoint, step)) = peer.paths.tend_mtu(seed, busy, now) else { return };
         for (nonce, len) in step.probes {
             let Some(bytes) = seal_padded(&transport, &Message::Ping { nonce }, len, now) else { continue };
             let transmit = Transmit::to(endpoint, bytes);
@@ -52,13 +52,23 @@ impl Node {
         }
     }
 
+    /// Our own lines are others now: all paths are measured anew.
+    pub(super) fn forget_mtus(&mut self, now: Instant) {
+        for peer in self.peers.values_mut() {
+            peer.paths.forget_mtus();
+            self.timers.set(Timer::Mtu(peer.id), now + FIRST_CHECK);
+        }
+        self.redraw(now);
+    }
+
     /// A pong from `source`: true if it answers a probe of that path's length.
     pub(super) fn answer_mtu(&mut self, id: PeerId, nonce: u64, source: SocketAddr, now: Instant) -> bool {
         let Some(peer) = self.peers.get_mut(&id) else { return false };
-        let Some(changed) = peer.paths.on_mtu_answer(nonce, source, now) else { return false };
-        if changed {
-            tracing::debug!(peer = %id, endpoint = %source, mtu = ?peer.paths.mtu().packet(source), "path MTU");
+        let Some(over) = peer.paths.on_mtu_answer(nonce, source, now) else { return false };
+        if over {
+            tracing::debug!(peer = %id, endpoint = %source, mtu = ?peer.path_mtu(), "path MTU");
             self.redraw(now);
+            self.tend_mtu(id, now);
         }
         true
     }

@@ -8,9 +8,9 @@ use rand_core::Rng;
 
 use crate::dht;
 use crate::identity::PeerId;
+use crate::nat::mtu::BASE_PAYLOAD;
 use crate::session::Transport;
 use crate::session::transport::REST;
-use crate::nat::mtu::BASE_PAYLOAD;
 use crate::switch::{seal_message, seal_padded};
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
