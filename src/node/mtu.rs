@@ -22,14 +22,21 @@ use super::timers::Timer;
 /// Frames went to a peer so lately that the path is in use: a little longer than between two looks at it.
 const BUSY: Duration = Duration::from_secs(3);
 
+/// Datagrams sent since the last probes that are worth others: what TCP begins with. So a broadcast now and then, which every member has,
+/// does not cost a probe each time.
+const WORTH: u64 = 10;
+
 impl Node {
     /// Looks at how long a datagram the path to a peer carries.
     pub(super) fn tend_mtu(&mut self, id: PeerId, now: Instant) {
         let seed = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
+        let before = peer.probed.filter(|(session, _)| *session == transport.local()).map_or(0, |(_, sealed)| sealed);
         let busy = transport.last_sent().is_some_and(|sent| now < sent + BUSY);
+        let busy = busy && transport.sealed() >= before + WORTH;
         let Some((endpoint, step)) = peer.paths.tend_mtu(seed, busy, now) else { return };
+        let probed = !step.probes.is_empty();
         for (nonce, len) in step.probes {
             let Some(bytes) = seal_padded(&transport, &Message::Ping { nonce }, len, now) else { continue };
             let transmit = Transmit::to(endpoint, bytes);
@@ -38,6 +45,9 @@ impl Node {
                 // The answer needs the channel in the picture.
                 Some(_) => self.picture.send(transmit, &mut self.outbox),
             }
+        }
+        if probed && let Some(peer) = self.peers.get_mut(&id) {
+            peer.probed = Some((transport.local(), transport.sealed()));
         }
         if let Some(next) = step.next {
             self.timers.set(Timer::Mtu(id), next);

@@ -49,6 +49,8 @@ pub(super) struct Peer {
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
     waiting: VecDeque<(Instant, Vec<u8>)>,
+    /// Our index of the session, and what it had sealed, when the length of the path was last probed.
+    pub(super) probed: Option<(u32, u64)>,
     /// When all candidates were last tried to get rid of a relay, and how often.
     pub(super) punched: Option<Instant>,
     pub(super) punches: usize,
@@ -110,6 +112,7 @@ impl Peer {
             stamp: 0,
             told: 0,
             waiting: VecDeque::new(),
+            probed: None,
             punched: None,
             punches: 0,
             knocked: None,
