@@ -14,8 +14,14 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What full frames take: header and payload.
 const FULL: usize = DEFAULT_MTU + 14;
 
-/// A black hole is noticed five seconds after the last proof at the latest; then three proofs fail, and others are tried.
-const NOTICED: Duration = Duration::from_secs(7);
+/// The longest frame that a path of 1500 bytes carries whole: 28 bytes of IP and UDP, 40 of ours.
+const WHOLE: usize = 1500 - 28 - 40;
+
+/// A black hole is noticed five seconds after the last proof at the latest, and a second for looking; then eight pairs of probes, a fifth of a second apart.
+const NOTICED: Duration = Duration::from_secs(8);
+
+/// If nothing long passes any more, sixteen more are sent before a relay takes over.
+const LEFT: Duration = Duration::from_secs(12);
 
 fn with_mtu(conditions: Conditions, mtu: usize) -> Conditions {
     Conditions { mtu, ..conditions }
@@ -57,16 +63,16 @@ fn two_on_a_lan(seed: u64, mtu: usize) -> (World, [HostId; 2], SegmentId, usize)
 }
 
 #[test]
-fn what_a_path_carries_is_found_within_a_second_or_three_and_no_full_frame_is_lost_meanwhile() {
+fn what_a_path_carries_is_found_within_a_second_or_five_and_no_full_frame_is_lost_meanwhile() {
     for (mtu, found) in
         [(1280, 1260), (1399, 1260), (1400, 1400), (1420, 1420), (1450, 1450), (1492, 1492), (1500, 1500), (9000, 9000)]
     {
         let (mut world, [a, b], _, talk) = two_on_a_lan(50_000 + mtu as u64, mtu);
         let at_once = mtu == 1500 || mtu == 9000;
-        let took = world.wait_for(5 * SECOND, |world| {
+        let took = world.wait_for(10 * SECOND, |world| {
             [(a, b), (b, a)].into_iter().all(|(from, to)| path_mtu(world, from, to) == Some(found))
         });
-        assert!(took.is_some_and(|took| took <= if at_once { SECOND } else { 3 * SECOND }), "{mtu}: {took:?}");
+        assert!(took.is_some_and(|took| took <= if at_once { SECOND } else { 5 * SECOND }), "{mtu}: {took:?}");
         world.run_for(20 * SECOND);
         assert_lossless(&mut world, talk);
         assert_eq!(path_mtu(&mut world, a, b), Some(found));
@@ -77,14 +83,13 @@ fn what_a_path_carries_is_found_within_a_second_or_three_and_no_full_frame_is_lo
 fn on_a_path_of_1500_bytes_only_what_exceeds_it_is_cut() {
     let (mut world, [a, b], ..) = two_on_a_lan(50_001, 1500);
     world.run_for(25 * SECOND);
-    // 28 bytes of IP and UDP, 40 of ours.
-    for (len, datagrams) in [(1432, 1), (1433, 2)] {
+    for (len, datagrams) in [(WHOLE, 1), (WHOLE + 1, 2)] {
         let before = world.datagrams(a, b);
         talk(&mut world, [a, b], len, 10 * SECOND);
         world.run_for(11 * SECOND);
         let sent = world.datagrams(a, b) - before;
         // Beside 500 frames: proofs of the path, and answers to the other's.
-        assert!((datagrams * 500..datagrams * 500 + 20).contains(&sent), "{len}: {sent}");
+        assert!((datagrams * 500..datagrams * 500 + 25).contains(&sent), "{len}: {sent}");
     }
 }
 
@@ -130,7 +135,8 @@ fn home_and_public(seed: u64, mtu: usize) -> (World, [HostId; 2], SegmentId) {
 fn a_black_hole_in_the_middle_is_noticed_and_what_still_passes_is_used() {
     for seed in 0..5 {
         let (mut world, [home, public], internet) = home_and_public(50_020 + seed, 1500);
-        let talk = talk(&mut world, [home, public], FULL, 14 * MINUTE);
+        // A full frame is cut in two, which fit any path.
+        let talk = talk(&mut world, [home, public], WHOLE, 14 * MINUTE);
         world.run_for(10 * SECOND + 700 * MS * seed as u32);
         assert_eq!(path_mtu(&mut world, home, public), Some(1500));
         world.topology.set_conditions(internet, with_mtu(Conditions::WAN, 1400));
@@ -182,18 +188,18 @@ fn a_path_that_comes_to_carry_no_data_any_more_is_left() {
             world.start(host);
         }
         world.settle_within(5 * SECOND);
-        let full = talk(&mut world, [a, b], FULL, 2 * MINUTE);
-        let small = talk(&mut world, [a, b], 60, 2 * MINUTE);
+        let full = talk(&mut world, [a, b], FULL, 5 * MINUTE);
+        let small = talk(&mut world, [a, b], 60, 5 * MINUTE);
         world.run_for(10 * SECOND + 900 * MS * seed as u32);
         assert_eq!((via(&mut world, a, b), path_mtu(&mut world, a, b)), (None, Some(1500)));
         world.topology.set_conditions(fast, with_mtu(Conditions::LAN, 1000));
         world.run_for(MINUTE);
         let silences = [full, small].map(|index| world.conversation(index).longest_silence);
-        assert!(silences[0] <= NOTICED + 2 * SECOND && silences[1] <= SECOND, "{silences:?}");
+        assert!(silences[0] <= LEFT && silences[1] <= SECOND, "{silences:?}");
         assert!(via(&mut world, a, b).is_some() && path_mtu(&mut world, a, b) == Some(1500));
         world.topology.set_conditions(fast, Conditions::LAN);
-        world.run_for(MINUTE);
-        assert_eq!((via(&mut world, a, b), path_mtu(&mut world, a, b)), (None, Some(1500)), "it is good again");
+        let again = world.wait_for(3 * MINUTE, |world| (via(world, a, b), path_mtu(world, a, b)) == (None, Some(1500)));
+        assert!(again.is_some(), "it is good again");
     }
 }
 

@@ -73,6 +73,8 @@ pub struct Candidate {
     pub endpoint: SocketAddr,
     /// From whom we have it.
     pub origins: Origins,
+    /// Who named it first.
+    pub found_by: Origin,
     /// When we first sent there, so that our NAT lets its answers in.
     pub opened: Option<Instant>,
     /// When something that asks for an answer last went there.

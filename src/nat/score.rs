@@ -41,7 +41,7 @@ impl PathScore {
     pub fn is_clearly_better_than(&self, used: &Self) -> bool {
         let kind = |score: &Self| (score.unproved, score.relays, score.link_local);
         self.unproved <= used.unproved && self.relays == 0 && used.relays > 0
-            || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2) + 1
+            || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2).saturating_add(1)
             || kind(self) <= kind(used) && self.rtt < used.rtt / 2
             || kind(self) <= kind(used) && used.ipv4 && !self.ipv4 && self.rtt <= used.rtt.saturating_add(BONUS)
     }

@@ -135,7 +135,9 @@ impl Hunts {
     }
 
     fn note_guesses(&mut self, count: usize, now: Instant) {
-        while self.guesses.pop_front_if(|(at, _)| now >= *at + FLOW_LIFE).is_some() {}
+        while self.guesses.front().is_some_and(|(at, _)| now >= *at + FLOW_LIFE) {
+            self.guesses.pop_front();
+        }
         self.guesses.push_back((now, count));
     }
 

@@ -252,8 +252,7 @@ impl Node {
         self.observations.clear();
         self.surveys.clear();
         self.filtering.clear();
-        self.peers.values_mut().for_each(|peer| peer.paths.forget_mtus());
-        self.redraw(now);
+        self.forget_mtus(now);
         self.renew_record(now);
         self.probe_everybody(now);
     }

@@ -52,6 +52,8 @@ pub(super) struct Peer {
     /// What it asked of our ledger.
     pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
+    /// Our index of the session, and what it had sealed, when the length of the path was last probed.
+    pub(super) probed: Option<(u32, u64)>,
     /// When all candidates were last tried to get rid of a relay, and how often.
     pub(super) punched: Option<Instant>,
     pub(super) punches: usize,
@@ -118,6 +120,7 @@ impl Peer {
             told: 0,
             comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
+            probed: None,
             punched: None,
             punches: 0,
             knocked: None,

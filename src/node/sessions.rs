@@ -171,8 +171,7 @@ impl Node {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
-        let endpoints = peer.paths.begin_round(nonce, now);
-        for endpoint in endpoints.into_iter().filter(wanted) {
+        for endpoint in peer.paths.begin_round(nonce, wanted, now) {
             if !self.leads_back(&endpoint)
                 && let Some(bytes) = seal(&transport, &Message::Ping { nonce }, now)
             {
