@@ -362,7 +362,7 @@ mod tests {
                         self.probes.push(packet);
                         self.count += 1;
                         let by_chance = self.count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
-                        if packet <= self.carries && !self.silent && by_chance % self.passes == 0 {
+                        if packet <= self.carries && !self.silent && by_chance.is_multiple_of(self.passes) {
                             self.late.insert((self.now + self.delay, self.count), nonce);
                         }
                     }
