@@ -27,8 +27,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use meshd::dht::record::{Ipv4Claim, MAX_RECORD, Record, Verified};
+use meshd::dht::statement::Fact;
 use meshd::dht::swarm::{Channels, Prefix, SwarmConfig, start};
-use meshd::dht::{Command, Event, LookupKey, Met, QueryId, Standing};
+use meshd::dht::{Command, Event, LookupKey, Met, QueryId, Standing, Statement};
 use meshd::identity::{
     Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds,
     automatic_ipv4, default_prefix, ula_address,
@@ -107,6 +108,45 @@ fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
         figure!("a fifth killed at once, the first of all among them");
         let (found, asked, took) = look_up_everything(&nodes, &nodes).await;
         assert!(took < Duration::from_secs(60) && found * 100 >= asked * 99, "at least 99 % are found within 60 s");
+    });
+}
+
+#[test]
+fn an_expelled_member_leaves_every_shard_and_is_parted_from_by_all_who_hear_of_it() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(40);
+        let nodes: Vec<_> = (0..6).map(|n| mesh.node(n, 20)).collect();
+        for node in &nodes[1..] {
+            node.dial(&nodes[0]).await;
+        }
+        let (others, outcast) = (&nodes[..5], &nodes[5]);
+        until(20, 50, "every shard has every key", || nodes.iter().all(|node| node.standing().shard_records == 24))
+            .await;
+        others[1].find_soon(LookupKey::Mac(outcast.mac)).await;
+
+        let fact = Fact::Revoked { target: outcast.peer, reason: "left".to_owned() };
+        let chain = Chain { root: mesh.root.peer_id(), links: Vec::new() };
+        let statement = Statement::sign(&mesh.root, &mesh.network, chain, fact, unix_now()).expect("a sound statement");
+        let begun = Instant::now();
+        others[2].send(Command::State(Arc::new(statement))).await;
+        until(5, 20, "its records are gone from every shard", || {
+            others.iter().all(|node| node.standing().shard_records == 20)
+        })
+        .await;
+        figure!("expelled from every shard within {:.2} s", begun.elapsed().as_secs_f64());
+        until(5, 50, "nobody keeps a connection with it", || outcast.standing().connections == 0).await;
+        assert!(others[1].look_up(LookupKey::Mac(outcast.mac)).await.is_none(), "it is still found");
+
+        // Who comes later compares its ledger with the first that it meets.
+        let newcomer = mesh.node(6, 20);
+        newcomer.dial(&others[3]).await;
+        until(10, 50, "the newcomer has every key", || newcomer.standing().shard_records == 24).await;
+        outcast.dial(&newcomer).await;
+        until(10, 50, "the newcomer parts from it too", || {
+            newcomer.refused("peer-expelled") + newcomer.refused("record-of-expelled") > 0
+        })
+        .await;
     });
 }
 
@@ -594,7 +634,7 @@ async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>
             }
             Event::Standing(standing) => state.standing = standing,
             Event::Met(met) => state.met = met,
-            Event::Sighting(_) => {}
+            Event::Sighting(_) | Event::Statement(_) => {}
         }
     }
 }

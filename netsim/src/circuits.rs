@@ -129,6 +129,10 @@ impl Model {
     }
 
     fn link(&mut self, host: HostId, other: HostId, link: Link, ground: Ground<'_>, agenda: &mut Agenda) {
+        if self.expels(host, other) || self.expels(other, host) {
+            return;
+        }
+        let is_new = self.links_between(host, other).is_none();
         let back = if link.is_met() { Link::Accepted } else { link };
         for (one, two, link) in [(host, other, link), (other, host, back)] {
             let Some(member) = self.members.get_mut(&one) else { continue };
@@ -140,6 +144,9 @@ impl Model {
                 agenda.steps.push((PUT_AFTER_CONNECT, Step::Put(one, member.life)));
             }
             self.say_hello(one, two, ground.unix, agenda);
+        }
+        if is_new {
+            self.compare(host, other, agenda);
         }
     }
 

@@ -3,7 +3,7 @@
 //! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
 //! connections come of `Dial` and need a way in the topology, which may lead out through gateways, in only where a port is
 //! mapped, or by a circuit through a home relay ([`crate::circuits`]); a newcomer's first connections tell it whom they know; a record is gossiped once, to whoever is connected then, and put
-//! into the shards of the nodes nearest to its keys; a lookup asks the nearest shards that it hears of and can reach; everything takes its time; mDNS announces on the
+//! into the shards of the nodes nearest to its keys; statements are gossiped, and compared with each new connection; a lookup asks the nearest shards that it hears of and can reach; everything takes its time; mDNS announces on the
 //! LAN at the start and at intervals.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meshd::config::NodeConfig;
-use meshd::dht::{Command, Event, LookupKey, Met, QueryId, Record, Sighting, Standing, Verified};
-use meshd::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
+use meshd::dht::{Command, Event, Ledger, LookupKey, Met, QueryId, Record, Sighting, Standing, Statement, Verified};
+use meshd::identity::{NetworkId, NetworkSecret, NoisePublic, PeerId, UnixSeconds};
 
 use crate::circuits::{Link, Target};
 use crate::host::HostId;
@@ -101,8 +101,9 @@ pub struct Model {
 }
 
 pub(crate) struct Member {
-    /// Who has the secret is in the control network.
+    /// Who has the same newest secret is in the same control network; who has an older one is heard by mDNS.
     pub(crate) realm: [u8; 32],
+    older: Vec<[u8; 32]>,
     /// Records are checked against this on arrival.
     network: NetworkId,
     pub(crate) life: u32,
@@ -122,6 +123,7 @@ pub(crate) struct Member {
     pub(crate) links: BTreeMap<HostId, Link>,
     told: Vec<Met>,
     shard: BTreeMap<[u8; 32], Arc<Verified<Record>>>,
+    ledger: Ledger,
     pub(crate) put_due: bool,
     standing_due: bool,
 }
@@ -133,9 +135,18 @@ impl Model {
     }
 
     /// A host's process starts its `life`-th life.
-    pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig) {
+    pub fn start(&mut self, host: HostId, life: u32, config: &NodeConfig, unix_now: UnixSeconds) {
+        let mut ledger = Ledger::default();
+        for bytes in &config.known_statements {
+            if let Ok(statement) = Statement::check(bytes, &config.network.id(), unix_now) {
+                let _ = ledger.insert(Arc::new(statement));
+            }
+        }
+        let secrets = config.known_secrets.iter().chain([&config.network.secret]);
+        let mut realms = secrets.map(|secret| *secret.directory_key());
         let member = Member {
-            realm: *config.network.secret.directory_key(),
+            realm: realms.next().expect("every network has a secret"),
+            older: realms.collect(),
             network: config.network.id(),
             life,
             peer: config.key.peer_id(),
@@ -152,10 +163,29 @@ impl Model {
             links: BTreeMap::new(),
             told: Vec::new(),
             shard: BTreeMap::new(),
+            ledger,
             put_due: false,
             standing_due: false,
         };
         self.members.insert(host, member);
+    }
+
+    /// A host starts its control network and mDNS with another secret, the first of these.
+    pub fn rekey(&mut self, host: HostId, secrets: &[NetworkSecret]) -> Agenda {
+        let mut agenda = Agenda::default();
+        let Some(member) = self.members.get_mut(&host) else { return agenda };
+        let mut realms = secrets.iter().map(|secret| *secret.directory_key());
+        let Some(realm) = realms.next() else { return agenda };
+        (member.realm, member.older) = (realm, realms.collect());
+        member.shard.clear();
+        (member.gossiped, member.announced, member.wanted_batches) = (false, false, WANTED_BATCHES);
+        member.targets.clear();
+        for other in member.links.keys().copied().collect::<Vec<_>>() {
+            self.unlink(host, other, &mut agenda);
+        }
+        self.end_circuits(&mut agenda);
+        self.standing_changed(host, &mut agenda);
+        agenda
     }
 
     /// A host's process is gone.
@@ -205,8 +235,15 @@ impl Model {
                 self.end_circuits(&mut agenda);
                 self.standing_changed(host, &mut agenda);
             }
+            Command::State(statement) => {
+                if member.ledger.contains(statement.id()) {
+                    return agenda;
+                }
+                self.heed(host, &statement, &mut agenda);
+                self.spread(host, &statement, &mut agenda);
+            }
             Command::Listening(endpoints) => {
-                if member.listening != endpoints {
+                if member.listening != endpoints || !member.announced {
                     member.listening = endpoints;
                     let first = !member.announced;
                     member.announced = true;
@@ -286,13 +323,71 @@ impl Model {
 
     fn sighting(&self, speaker: HostId, listener: HostId, topology: &Topology) -> Option<Sighting> {
         let (spoken, heard) = (self.members.get(&speaker)?, self.members.get(&listener)?);
-        if spoken.realm != heard.realm || !spoken.announced {
+        let stale = spoken.realm != heard.realm;
+        if stale && !heard.older.contains(&spoken.realm) || !spoken.announced {
             return None;
         }
         let on_this_lan = topology.heard_by_multicast(listener, speaker);
         let endpoints: Vec<_> =
             spoken.listening.iter().filter(|endpoint| on_this_lan.contains(&endpoint.ip())).copied().collect();
-        (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints })
+        (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints, stale })
+    }
+
+    /// Two that have just met compare their ledgers.
+    pub(crate) fn compare(&mut self, host: HostId, other: HostId, agenda: &mut Agenda) {
+        for (one, two) in [(host, other), (other, host)] {
+            let Some(theirs) = self.members.get(&two).map(|member| member.ledger.clone()) else { continue };
+            for statement in theirs.iter() {
+                if self.heed(one, statement, agenda) {
+                    agenda.tells.push((CONNECT_DELAY.1, one, Event::Statement(Arc::clone(statement))));
+                    self.spread(one, statement, agenda);
+                }
+            }
+        }
+    }
+
+    /// A statement reaches a host's directory; returns whether it is news. Who is expelled by it is forgotten and parted from.
+    fn heed(&mut self, host: HostId, statement: &Arc<Statement>, agenda: &mut Agenda) -> bool {
+        let Some(member) = self.members.get_mut(&host) else { return false };
+        let ours = NetworkId::of_root(&statement.chain().root) == member.network;
+        if !ours || member.ledger.insert(Arc::clone(statement)) != Ok(true) {
+            return false;
+        }
+        let Member { ledger, known, shard, .. } = member;
+        known.retain(|_, (_, record)| ledger.verdict(&record.chain).is_ok());
+        shard.retain(|_, record| ledger.verdict(&record.chain).is_ok());
+        let others: Vec<_> = member.links.keys().copied().collect();
+        for other in others.into_iter().filter(|other| self.expels(host, *other)).collect::<Vec<_>>() {
+            let expelled = self.members.get(&other).map(|member| member.peer);
+            if let (Some(member), Some(expelled)) = (self.members.get_mut(&host), expelled) {
+                member.targets.remove(&expelled);
+            }
+            self.unlink(host, other, agenda);
+        }
+        self.end_circuits(agenda);
+        true
+    }
+
+    /// Gossips a statement, from hop to hop.
+    fn spread(&mut self, host: HostId, statement: &Arc<Statement>, agenda: &mut Agenda) {
+        let mut queue: VecDeque<_> = [(host, 0)].into();
+        while let Some((at, hops)) = queue.pop_front() {
+            let next: Vec<_> = self.members.get(&at).map(|m| m.links.keys().copied().collect()).unwrap_or_default();
+            for other in next {
+                if self.heed(other, statement, agenda) {
+                    let (low, high) = GOSSIP_HOP;
+                    let delay = self.chance.between(low * (hops + 1), high * (hops + 1));
+                    agenda.tells.push((delay, other, Event::Statement(Arc::clone(statement))));
+                    queue.push_back((other, hops + 1));
+                }
+            }
+        }
+    }
+
+    /// Whether one host's directory knows that the member at the other is none any more.
+    pub(crate) fn expels(&self, host: HostId, other: HostId) -> bool {
+        let (Some(member), Some(other)) = (self.members.get(&host), self.members.get(&other)) else { return false };
+        other.own.as_ref().is_some_and(|record| member.ledger.verdict(&record.chain).is_err())
     }
 
     /// `asker` proves its membership to `asked`, who does the same and tells whom it knows if that is wanted.
@@ -371,7 +466,9 @@ impl Model {
 
     /// Whether `host` lets a record in: a swarm verifies what it receives.
     fn accepts(&self, host: HostId, record: &Verified<Record>) -> bool {
-        self.members.get(&host).is_some_and(|member| member.network == NetworkId::of_root(&record.chain.root))
+        self.members.get(&host).is_some_and(|member| {
+            member.network == NetworkId::of_root(&record.chain.root) && member.ledger.verdict(&record.chain).is_ok()
+        })
     }
 
     /// Puts the host's record into the shards nearest to each of its keys.

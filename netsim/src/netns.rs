@@ -440,6 +440,22 @@ impl Node {
         ended.context("it ended")
     }
 
+    /// SIGSTOP: it does nothing, as a machine that is suspended.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pause(&self) -> Result<()> {
+        signal("STOP", self.child.id())
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resume(&self) -> Result<()> {
+        signal("CONT", self.child.id())
+    }
+
     /// Its process.
     pub fn process(&self) -> u32 {
         self.child.id()

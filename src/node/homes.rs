@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use crate::dht::record::MAX_HOMES;
 use crate::dht::{self, Met, Record, Verified};
-use crate::identity::PeerId;
+use crate::identity::{PeerId, Roles};
 use crate::wire::socket::is_local;
 
 use super::Node;
@@ -70,8 +70,8 @@ impl Node {
         }
     }
 
-    /// Those that others can reach first; of them those we have; then those by whom we reach most others, the nearest first. Two
-    /// on one machine die together.
+    /// Those that others can reach first; of them those we have; then those that have the role for it; then those by whom we reach most
+    /// others, the nearest first. Two on one machine die together.
     fn best_homes(&mut self, now: Instant) -> Vec<PeerId> {
         let through = self.circuits_by_relay();
         let unmet = self.is_unmet(now);
@@ -89,7 +89,8 @@ impl Node {
                 let uses = through.get(&peer.id).copied().unwrap_or(0);
                 let rtt = peer.paths.rtt().unwrap_or(Duration::MAX);
                 let kept = self.own.homes.contains(&peer.id);
-                (self.reach_of(peer), !kept, std::cmp::Reverse(uses), rtt, peer.id)
+                let meant = self.roster.get(&peer.id).is_some_and(|it| it.membership().roles().contains(Roles::RELAY));
+                (self.reach_of(peer), !kept, !meant, std::cmp::Reverse(uses), rtt, peer.id)
             })
             .collect();
         found.sort_unstable();

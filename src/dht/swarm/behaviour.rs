@@ -1,7 +1,7 @@
 //! The protocols of the control network and how each is bounded.
 //!
 //! Every protocol name holds the network's short id, so nodes of two networks have nothing to say to each other.
-//! Kademlia's store is our [`Shard`]; gossip carries records only; `hello` proves membership, hands a newcomer what is
+//! Kademlia's store is our [`Shard`]; gossip carries records and statements only; `hello` proves membership, hands a newcomer what is
 //! known, and asks whether a peer is still there; `relay` and `circuits` are the two ends of a relay's service.
 
 use std::borrow::Cow;
@@ -22,6 +22,7 @@ use libp2p::{PeerId, StreamProtocol, identify, identity, memory_connection_limit
 use sha2::{Digest as _, Sha256};
 
 use super::super::directory::Shard;
+use super::super::ledger::BUCKETS_LEN;
 use super::super::record::{MAX_RECORD, Record, Verified};
 use crate::identity::{NetworkId, UnixSeconds};
 
@@ -96,6 +97,7 @@ pub(super) struct Names {
     pub(super) kad: StreamProtocol,
     pub(super) hello: StreamProtocol,
     pub(super) topic: IdentTopic,
+    pub(super) statements: IdentTopic,
     version: String,
     gossip: String,
 }
@@ -108,6 +110,7 @@ impl Names {
             kad: stream("kad"),
             hello: stream("hello"),
             topic: IdentTopic::new(name("records")),
+            statements: IdentTopic::new(name("statements")),
             version: format!("/meshd/{}", network.short()),
             gossip: format!("/meshd/{}/gossip", network.short()),
         }
@@ -139,10 +142,12 @@ impl Behaviour {
         let mut gossip = Gossip::new_with_subscription_filter_and_transform(
             MessageAuthenticity::Anonymous,
             gossip_config(names)?,
-            WhitelistSubscriptionFilter([names.topic.hash()].into()),
+            WhitelistSubscriptionFilter([names.topic.hash(), names.statements.hash()].into()),
             gossipsub::IdentityTransform,
         )?;
-        gossip.subscribe(&names.topic).map_err(|_| "the one topic is on the list of topics")?;
+        for topic in [&names.topic, &names.statements] {
+            gossip.subscribe(topic).map_err(|_| "the topic is on the list of topics")?;
+        }
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
             memory: memory_connection_limits::Behaviour::with_max_percentage(MAX_MEMORY_SHARE),
@@ -293,18 +298,21 @@ pub(super) enum Hello {
     Record { want: u8, record: Vec<u8> },
     /// Are you there? Answered with no record.
     Ping,
+    /// The digests of our ledger; answered with up to [`MAX_BATCH`] statements that we may lack.
+    Ledger { buckets: Vec<u8> },
 }
 
-/// The answer: records, as bytes.
+/// The answer: records or statements, as bytes.
 pub(super) type Batch = Vec<Vec<u8>>;
 
-/// A request is a kind, a number wanted and a record; an answer is a count and records; a record is a length (two
-/// bytes, big endian) and its bytes. Lengths are checked before anything is read.
+/// A request is a kind, a number wanted and a record, or a kind, a zero and the digests of a ledger; an answer is a count and
+/// records or statements; each is a length (two bytes, big endian) and its bytes. Lengths are checked before anything is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Codec;
 
 const KIND_RECORD: u8 = 1;
 const KIND_PING: u8 = 2;
+const KIND_LEDGER: u8 = 3;
 
 impl request_response::Codec for Codec {
     type Protocol = StreamProtocol;
@@ -321,6 +329,11 @@ impl request_response::Codec for Codec {
         match head {
             [KIND_RECORD, want] => Ok(Hello::Record { want, record: read_record(io).await? }),
             [KIND_PING, 0] => Ok(Hello::Ping),
+            [KIND_LEDGER, 0] => {
+                let mut buckets = vec![0; BUCKETS_LEN];
+                io.read_exact(&mut buckets).await?;
+                Ok(Hello::Ledger { buckets })
+            }
             _ => Err(std::io::ErrorKind::InvalidData.into()),
         }
     }
@@ -356,6 +369,10 @@ impl request_response::Codec for Codec {
                 push_record(&mut bytes, &record);
             }
             Hello::Ping => bytes.extend_from_slice(&[KIND_PING, 0]),
+            Hello::Ledger { buckets } => {
+                bytes.extend_from_slice(&[KIND_LEDGER, 0]);
+                bytes.extend_from_slice(&buckets);
+            }
         }
         io.write_all(&bytes).await
     }
@@ -404,7 +421,8 @@ mod tests {
 
     #[tokio::test]
     async fn hellos_survive_the_stream() {
-        for hello in [Hello::Ping, Hello::Record { want: 64, record: vec![7; MAX_RECORD] }] {
+        let ledger = Hello::Ledger { buckets: vec![5; BUCKETS_LEN] };
+        for hello in [Hello::Ping, Hello::Record { want: 64, record: vec![7; MAX_RECORD] }, ledger] {
             let mut bytes = Cursor::new(Vec::new());
             Codec.write_request(&PROTOCOL, &mut bytes, hello.clone()).await.expect("memory takes it");
             bytes.set_position(0);
@@ -419,7 +437,14 @@ mod tests {
 
     #[tokio::test]
     async fn oversized_and_truncated_hellos_are_refused() {
-        for bad in [&[KIND_RECORD, 0, 0xff, 0xff][..], &[KIND_RECORD, 0, 0, 9, 1], &[9, 9], &[KIND_PING], &[]] {
+        for bad in [
+            &[KIND_RECORD, 0, 0xff, 0xff][..],
+            &[KIND_RECORD, 0, 0, 9, 1],
+            &[9, 9],
+            &[KIND_PING],
+            &[KIND_LEDGER, 0, 1],
+            &[],
+        ] {
             assert!(Codec.read_request(&PROTOCOL, &mut Cursor::new(bad)).await.is_err(), "{bad:?}");
         }
         for bad in [&[MAX_BATCH as u8 + 1][..], &[1], &[1, 0xff, 0xff], &[2, 0, 0, 0]] {

@@ -4,7 +4,7 @@
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
 //! connected and whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
-//! `records` publishes, replicates and looks up.
+//! `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
 //! fifty of them fit in one test. It stops when the commands' sender is dropped.
@@ -16,11 +16,13 @@ mod circuits;
 mod peers;
 mod records;
 mod rest;
+mod statements;
 mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,7 +33,7 @@ use libp2p::{gossipsub, identify, identity, relay};
 use tokio::sync::mpsc;
 
 use super::directory::{Limits, Shard};
-use super::{Command, Event, Standing};
+use super::{Command, Event, Standing, Statement};
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, PeerId, SigningKey};
 use behaviour::{Behaviour, BehaviourEvent, Names};
 use circuits::Circuits;
@@ -87,6 +89,8 @@ pub struct SwarmConfig {
     pub limits: Limits,
     /// Whether others behind NATs may be reached through us.
     pub relay: bool,
+    /// Statements kept on disk, as bytes.
+    pub statements: Vec<Vec<u8>>,
 }
 
 impl SwarmConfig {
@@ -103,6 +107,7 @@ impl SwarmConfig {
             replication: DEFAULT_REPLICATION,
             limits: Limits::default(),
             relay: true,
+            statements: Vec::new(),
         }
     }
 }
@@ -169,7 +174,13 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let loopback = listen.iter().any(|endpoint| endpoint.ip().is_loopback());
     let overlay = Overlay::new(&config.network, &config.prefix, &config.overlay, loopback);
     let names = Names::new(&config.network);
-    let shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
+    let mut shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
+    for bytes in &config.statements {
+        // The node says which of them are no good.
+        if let Ok(statement) = Statement::check(bytes, &config.network, behaviour::unix_now()) {
+            let _ = shard.state(Arc::new(statement));
+        }
+    }
     let (circuits, client) = relay::client::new(keypair.public().to_peer_id());
     let behaviour = Behaviour::new(&keypair, &names, shard, config.replication, client, config.relay)
         .map_err(anyhow::Error::msg)?;
@@ -188,6 +199,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let now = Instant::now();
     let directory = Directory {
         own,
+        network: config.network,
         directory_key: *config.secret.directory_key(),
         names,
         overlay,
@@ -209,6 +221,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
 /// A running directory.
 pub struct Directory {
     own: PeerId,
+    network: NetworkId,
     directory_key: [u8; 32],
     names: Names,
     overlay: Overlay,
@@ -260,6 +273,7 @@ impl Directory {
             Command::Dial { peer, endpoints, homes } => self.remember_target(peer, &endpoints, homes, Instant::now()),
             Command::Listening(endpoints) => self.set_listening(&endpoints),
             Command::Homes(homes) => self.set_homes(&homes, Instant::now()),
+            Command::State(statement) => self.state(statement),
         }
     }
 
@@ -289,7 +303,11 @@ impl Directory {
         match event {
             BehaviourEvent::Kad(event) => self.handle_kad(event),
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                if message.topic == self.names.statements.hash() {
+                    self.handle_statement(propagation_source, &message_id, &message.data);
+                } else {
+                    self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                }
             }
             BehaviourEvent::Gossip(_) => self.records.gossip_may_work = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {

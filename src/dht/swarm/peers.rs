@@ -60,6 +60,7 @@ pub(super) struct Peers {
     connected: BTreeMap<libp2p::PeerId, Connected>,
     targets: BTreeMap<libp2p::PeerId, Target>,
     pings: BTreeMap<OutboundRequestId, libp2p::PeerId>,
+    comparisons: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     wanted_batches: u8,
     reach_out_at: Instant,
 }
@@ -95,6 +96,9 @@ struct Connected {
     relays: bool,
     proof: Option<Arc<Verified<Record>>>,
     hellos: u8,
+    /// How often it has compared its ledger with ours, and whether we have.
+    comparisons: u8,
+    compared: bool,
     /// Where it listens by its own account; `None` while we do not know whether it speaks our Kademlia.
     addresses: Option<Vec<SocketAddr>>,
     routed: Vec<Multiaddr>,
@@ -128,6 +132,7 @@ impl Peers {
             connected: BTreeMap::new(),
             targets: BTreeMap::new(),
             pings: BTreeMap::new(),
+            comparisons: BTreeMap::new(),
             wanted_batches: WANTED_BATCHES,
             reach_out_at: now + REACH_OUT_ALONE,
         }
@@ -164,6 +169,29 @@ impl Peers {
         self.connected.get(peer).is_some_and(|peer| peer.proof.is_some())
     }
 
+    /// The peers of whose proofs `wanted` is true.
+    pub(super) fn proved_by(&self, wanted: impl Fn(&Verified<Record>) -> bool) -> Vec<libp2p::PeerId> {
+        let proof = |peer: &Connected| peer.proof.as_ref().is_some_and(|proof| wanted(proof));
+        self.connected.iter().filter(|(_, peer)| proof(peer)).map(|(peer, _)| *peer).collect()
+    }
+
+    /// The peer is not dialled again.
+    pub(super) fn forget_target(&mut self, peer: &libp2p::PeerId) {
+        self.targets.remove(peer);
+    }
+
+    /// The answer to `request` will be statements.
+    pub(super) fn note_comparison(&mut self, request: OutboundRequestId, peer: libp2p::PeerId) {
+        self.comparisons.insert(request, peer);
+    }
+
+    /// Counts a comparison that a peer asks for; `None` if it has not proved to be a member.
+    pub(super) fn count_comparison(&mut self, peer: &libp2p::PeerId) -> Option<u8> {
+        let connected = self.connected.get_mut(peer).filter(|peer| peer.proof.is_some())?;
+        connected.comparisons = connected.comparisons.saturating_add(1);
+        Some(connected.comparisons)
+    }
+
     /// Whether something is due within a fraction of a second.
     pub(super) fn is_busy(&self) -> bool {
         self.connected.values().any(|peer| peer.proof.is_none())
@@ -181,6 +209,10 @@ impl Directory {
     ) {
         let way = Way::of(endpoint);
         tracing::debug!(%peer, ?way, "connected");
+        if self.is_expelled(&peer) {
+            self.peers.forget_target(&peer);
+            return self.part(peer, "peer-expelled");
+        }
         if let Some(known) = self.peers.connected.get_mut(&peer) {
             known.ways.insert(id, way);
         } else {
@@ -190,6 +222,8 @@ impl Directory {
                 relays: false,
                 proof: None,
                 hellos: 0,
+                comparisons: 0,
+                compared: false,
                 addresses: None,
                 routed: Vec::new(),
                 ping_at: now + about(PING_INTERVAL),
@@ -322,11 +356,14 @@ impl Directory {
                 }
             }
             request_response::Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                if self.peers.pings.remove(&request_id).is_none() {
+                if self.peers.comparisons.remove(&request_id).is_some() {
+                    self.read_statements(peer, &response);
+                } else if self.peers.pings.remove(&request_id).is_none() {
                     self.read_batch(peer, &response);
                 }
             }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
+                self.peers.comparisons.remove(&request_id);
                 let was_ping = self.peers.pings.remove(&request_id).is_some();
                 let foreign = matches!(error, OutboundFailure::UnsupportedProtocols);
                 if foreign || (was_ping && matches!(error, OutboundFailure::Timeout)) {
@@ -441,8 +478,10 @@ impl Directory {
 
     fn answer_hello(&mut self, peer: libp2p::PeerId, hello: &Hello) -> Option<Batch> {
         let connected = self.peers.connected.get_mut(&peer)?;
-        let Hello::Record { want, record } = hello else {
-            return connected.proof.is_some().then(Vec::new);
+        let (want, record) = match hello {
+            Hello::Record { want, record } => (want, record),
+            Hello::Ping => return connected.proof.is_some().then(Vec::new),
+            Hello::Ledger { buckets } => return self.answer_comparison(peer, buckets),
         };
         connected.hellos = connected.hellos.saturating_add(1);
         if connected.hellos > MAX_HELLOS {
@@ -462,6 +501,13 @@ impl Directory {
             && self.prove(peer, first).is_none()
         {
             return;
+        }
+        // Who answers with its record knows ours.
+        if let Some(connected) = self.peers.connected.get_mut(&peer)
+            && connected.proof.is_some()
+            && !std::mem::replace(&mut connected.compared, true)
+        {
+            self.compare_ledgers(peer);
         }
         for bytes in records {
             match self.shard().check(bytes, unix_now()) {
@@ -525,7 +571,7 @@ impl Directory {
         endpoints.iter().copied().filter(|at| self.overlay.admits(*at)).collect()
     }
 
-    fn part(&mut self, peer: libp2p::PeerId, reason: &'static str) {
+    pub(super) fn part(&mut self, peer: libp2p::PeerId, reason: &'static str) {
         tracing::debug!(%peer, reason, "parting");
         self.count(reason);
         self.swarm.behaviour_mut().kad.remove_peer(&peer);

@@ -170,6 +170,17 @@ impl Records {
         known.into_iter().map(|known| &known.record)
     }
 
+    /// Whether a member was heard of.
+    pub(super) fn knows(&self, peer: &PeerId) -> bool {
+        self.known.contains_key(peer)
+    }
+
+    /// Forgets the members of whom `gone` is true, and what was to be put of theirs.
+    pub(super) fn forget(&mut self, gone: impl Fn(&Verified<Record>) -> bool) {
+        self.known.retain(|_, known| !gone(&known.record));
+        self.waiting.retain(|put| !gone(&put.record));
+    }
+
     /// Whether something is due within a fraction of a second.
     pub(super) fn is_busy(&self) -> bool {
         !self.lookups.is_empty() || self.changed.is_some()
