@@ -149,7 +149,7 @@ mod tests {
     use crate::node::command::Reply;
 
     fn example() -> WhyInfo {
-        let text = r#"{"reply":"why","name":"bob","peer":"12D3","mac":"02:00:00:00:00:01","ipv4":"10.70.0.1","ipv6":"fd00::1",
+        let text = r#"{"reply":"why","name":"bob","peer":"12D3","mac":"02:00:00:00:00:01","ipv4":"10.70.0.1","ipv6":"fd00::1","roles":[],
             "path":"relayed","via":"pub","relays":1,"endpoint":"192.0.2.1:4747","rtt_ms":23.5,"path_mtu":1480,"cipher":null,"last_heard":1,"socket":null,
             "reason":"relayed-both-random","because":"it is so","next_try":34,
             "our_nat":{"mapping":"unknown","survey":{"mapping":"endpoint-dependent","ports":"random","at":"192.0.2.7:9","age":12},

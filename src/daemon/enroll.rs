@@ -170,7 +170,11 @@ pub fn invite(home: &Home, terms: &Terms, endpoints: &[SocketAddr]) -> Result<Ti
     let mut invite = Invite::new(name.clone(), home.network.prefix, home.newest_secret(), &key, chain);
     invite.contacts = contacts(home, endpoints, now);
     let contacts = invite.contacts.len();
-    store::add_invite(&home.dir, canonical::encode(&certificate))?;
+    if let Err(error) = store::add_invite(&home.dir, canonical::encode(&certificate)) {
+        tracing::warn!(
+            "the invite is good, but not in the list of `meshd invites` until somebody has joined by it: {error:#}"
+        );
+    }
     let ticket = Ticket {
         invite: invite.to_string(),
         link: invite.link(),
