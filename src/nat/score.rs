@@ -25,8 +25,9 @@ pub struct PathScore {
 /// Two milliseconds: less than a person notices and more than a LAN's jitter.
 const STEP: Duration = Duration::from_millis(2);
 
-/// By how many steps of the round trip IPv6 may be slower: two milliseconds are the noise of two races, not a detour.
-const BONUS: u32 = 1;
+/// By how many steps of the round trip IPv6 may be slower: ten milliseconds are the noise of two lone probes over a wide network, not a
+/// detour.
+const BONUS: u32 = 5;
 
 impl PathScore {
     /// The score of a candidate.
@@ -45,5 +46,7 @@ impl PathScore {
             || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2) + 1
             || kind(self) <= kind(used) && self.rtt < used.rtt / 2
             || kind(self) <= kind(used) && used.ipv4 && !self.ipv4 && self.rtt <= used.rtt.saturating_add(BONUS)
+                // Or the other would be left for this one in turn.
+                && used.rtt >= self.rtt / 2
     }
 }
