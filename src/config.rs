@@ -52,8 +52,10 @@ pub struct UpConfig {
     pub busy_poll: bool,
     /// Whether the gateway is asked to let others in.
     pub port_mapping: bool,
-    /// The network's folder on disk: keys, settings, known records.
-    pub state: PathBuf,
+    /// The account to become (`--user`): a name or a number; `None`: the usual one.
+    pub user: Option<String>,
+    /// The network's folder on disk: keys, settings, known records. `None`: nothing is kept.
+    pub state: Option<PathBuf>,
     /// The folder of the API socket and the lock.
     pub runtime: PathBuf,
 }
@@ -102,6 +104,10 @@ pub struct NodeConfig {
     pub contacts: Vec<Contact>,
     /// Records kept on disk from the last run, as bytes; checked again.
     pub known_records: Vec<Vec<u8>>,
+    /// Statements kept on disk, as bytes; checked again.
+    pub known_statements: Vec<Vec<u8>>,
+    /// The network's secrets kept on disk, the newest first; that of [`NetworkConfig`] is the oldest.
+    pub known_secrets: Vec<NetworkSecret>,
 }
 
 impl NodeConfig {

@@ -8,6 +8,7 @@ use meshd::node::command::PeerInfo;
 use meshd::node::{Command, CommandId, Reply};
 use meshd::wire::{Counters, DropReason};
 
+use crate::directory::Ground;
 use crate::host::HostId;
 use crate::link::Conditions;
 use crate::nat::NatKind;
@@ -125,6 +126,8 @@ impl World {
     /// Forgets what a host kept on disk, besides its key.
     pub fn wipe(&mut self, host: HostId) {
         self.hosts[host.0].kept.clear();
+        self.hosts[host.0].ledger.clear();
+        self.hosts[host.0].secrets.clear();
     }
 
     /// Plugs a host's cables in or out; it notices soon.
@@ -168,6 +171,21 @@ impl World {
         self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
     }
 
+    /// Stops a host's process (SIGSTOP): it does nothing, and its clocks go on.
+    pub fn freeze(&mut self, host: HostId) {
+        self.fall_asleep(host);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self, id: HostId) {
+        self.note(id, format_args!("thaw"));
+        let host = &mut self.hosts[id.0];
+        (host.asleep_since, host.wake_at) = (None, None);
+        let life = host.life;
+        self.schedule(id);
+        self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
+    }
+
     /// A host's wall clock is set to be `ahead` of the true time, or behind it; seconds.
     pub fn set_clock(&mut self, id: HostId, ahead: i64) {
         self.hosts[id.0].ahead = ahead;
@@ -181,7 +199,7 @@ impl World {
     }
 
     fn review(&mut self) {
-        let agenda = self.directory.review(&self.topology);
+        let agenda = self.directory.review(Ground { topology: &self.topology, now: self.now(), unix: self.unix_now() });
         self.enter(agenda);
     }
 
@@ -307,6 +325,7 @@ impl World {
             | Reply::PathPongs(_)
             | Reply::Why(_)
             | Reply::Netcheck(_)
+            | Reply::Stated { .. }
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),
         }

@@ -287,6 +287,11 @@ impl Topology {
         (self.boxes[id.0].inside, self.boxes[id.0].outside)
     }
 
+    /// What the link of a port is like.
+    pub fn conditions(&self, port: PortId) -> Conditions {
+        self.ports[port.0].link.conditions
+    }
+
     /// Changes what every cable of `segment` is like.
     pub fn set_conditions(&mut self, segment: SegmentId, conditions: Conditions) {
         self.segments[segment.0].conditions = conditions;
@@ -393,10 +398,25 @@ impl Topology {
         nat.kind().translates && nat.address() == address
     }
 
-    /// The host that a connection from `host` to an address ends at. Gateways let TCP out, and nothing in that was
-    /// not asked for.
-    pub fn dial(&self, host: HostId, to: IpAddr) -> Option<HostId> {
-        self.outward(host, to, |_| true)
+    /// The host that a connection from `host` to an endpoint ends at. Gateways let TCP out, and in only what they were asked to map.
+    pub fn dial(&self, host: HostId, mut to: SocketAddr, now: Duration) -> Option<HostId> {
+        let (_, mut into) = self.first_hop(host, to.ip())?;
+        for _ in 0..MAX_BOXES {
+            let out = match self.ports[into.0].owner {
+                Owner::Host(other) => return Some(other),
+                Owner::Inside(id) if self.is_outside_of(id, to.ip()) => return None,
+                Owner::Inside(id) => self.boxes[id.0].outside,
+                Owner::Outside(id) => {
+                    let nat = &self.boxes[id.0].nat;
+                    if !nat.kind().is_open() {
+                        to = nat.mapped_to(to, now)?;
+                    }
+                    self.boxes[id.0].inside
+                }
+            };
+            into = self.next_hop(out, to.ip())?;
+        }
+        None
     }
 
     /// Whether `a` gets to `b` without help: on a segment of both, or outwards through gateways that satisfy `passes`.

@@ -180,7 +180,7 @@ fn who_comes_back_after_its_mapping_expired_has_its_session_again() {
 }
 
 #[test]
-fn where_udp_is_blocked_there_is_a_control_connection_and_no_session() {
+fn where_udp_is_blocked_there_are_control_connections_and_no_session() {
     for seed in 0..SEEDS {
         let mut stage = Stage::of(12_400 + seed, [NatKind::UDP_BLOCKED, NatKind::PORT_RESTRICTED]);
         stage.start();
@@ -193,7 +193,8 @@ fn where_udp_is_blocked_there_is_a_control_connection_and_no_session() {
         assert_eq!((world.arrivals(blocked.host, public), world.arrivals(public, blocked.host)), (0, 0));
         assert_eq!(world.topology.nat(blocked.nat).statistics().opened, 0);
         assert!(world.filtered > 0);
-        assert_eq!([blocked, free].map(|home| world.directory.connections(home.host)), [1, 1]);
+        // The public member is a home relay of both.
+        assert_eq!([blocked, free].map(|home| world.directory.connections(home.host)), [2, 2]);
     }
 }
 
@@ -213,6 +214,33 @@ fn homes_with_the_same_addresses_do_not_confuse_anybody() {
         assert_eq!(oracle::pairs(&stage.world).len(), 6);
         stage.assert_everybody_speaks_with_the_public_member(5 * SECOND, "same addresses");
         stage.world.run_for(MINUTE);
+        assert_eq!(oracle::faults(&stage.world), [""; 0]);
+    }
+}
+
+#[test]
+fn an_address_of_a_peer_that_is_ours_too_is_never_tried_and_a_stranger_at_it_is_not_taken_for_the_peer() {
+    for seed in 0..SEEDS {
+        let mut stage = Stage::new(12_550 + seed);
+        for members in [2, 1] {
+            let (lan, nat) = stage.world.home_at([192, 168, 1], NatKind::PORT_RESTRICTED, stage.internet);
+            (0..members).for_each(|_| stage.add_member(lan, nat));
+        }
+        stage.world.captured = Some(Vec::new());
+        stage.start();
+        stage.world.settle_within(5 * SECOND);
+        stage.world.run_for(MINUTE);
+        let sent = stage.world.captured.take().expect("it was asked for");
+        for host in stage.world.hosts().collect::<Vec<_>>() {
+            let own = stage.world.topology.addresses(host)[0];
+            let back = sent.iter().filter(|sent| sent.from == host && sent.endpoint.ip() == own).count();
+            assert_eq!(back, 0, "{} speaks with itself", stage.world.host(host).name);
+            // Of the two at one home, the other home's only member has the address of one: each is who it proves to be.
+            for peer in stage.world.peers(host) {
+                assert!(peer.path == "direct" || peer.path == "relayed", "{} at {:?}", peer.name, peer.endpoint);
+                assert_ne!(peer.endpoint.map(|at| at.ip()), Some(own), "{}", peer.name);
+            }
+        }
         assert_eq!(oracle::faults(&stage.world), [""; 0]);
     }
 }

@@ -5,7 +5,9 @@
 
 mod duration;
 mod input;
+mod members;
 mod ping;
+mod qr;
 mod render;
 mod telling;
 
@@ -16,19 +18,27 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{NodeConfig, Relaying, UpConfig};
+use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
+use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
-use crate::daemon::{self, api, telemetry};
-use crate::identity::{Ipv4Prefix, Mac, Name};
+use crate::daemon::{self, admin, api, process, telemetry};
+use crate::identity::{Ipv4Prefix, Mac, Name, PartyCode, Roles};
 use crate::node::{Command, Reply};
 
 /// Bytes of an interface's name that Linux allows: IFNAMSIZ less the zero at the end.
 const MAX_DEVICE_NAME: usize = 15;
 
 /// The first invite of a network is open for a week to everybody who gets it: a founder sets up several machines.
-const FIRST_INVITE: Terms =
-    Terms { expires: Duration::from_secs(7 * 86400), uses: 0, member_for: Duration::from_secs(5 * 365 * 86400) };
+fn first_invite() -> Terms {
+    Terms {
+        name: "first".parse().expect("a DNS label"),
+        roles: Roles::NONE,
+        expires: Duration::from_secs(7 * 86400),
+        uses: 0,
+        member_for: Duration::from_secs(5 * 365 * 86400),
+    }
+}
 
 /// A layer-2 mesh VPN with no centre.
 #[derive(Debug, Parser)]
@@ -80,16 +90,44 @@ enum Action {
         /// How long one may join by it
         #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration::parse)]
         expires: Duration,
-        /// How many may join by it; 0: any number. Recorded in the invite, not enforced yet
+        /// How many may join by it; 0: any number. Of more, those stay whom others met first
         #[arg(long, value_name = "COUNT", default_value_t = 1)]
         uses: u16,
+        /// What they may do: member, relay, bridge or admin; may be repeated
+        #[arg(long, value_name = "ROLE")]
+        role: Vec<Roles>,
+        /// What to call it in lists
+        #[arg(long, value_name = "LABEL", default_value = "invite")]
+        name: Name,
+        /// Print it as a meshd:// link and a QR code
+        #[arg(long)]
+        qr: bool,
         /// How long their membership lasts, from now
         #[arg(long, value_name = "DURATION", default_value = "5y", value_parser = duration::parse)]
         member_for: Duration,
     },
+    /// Show the invites: those made here, and those by which members have joined
+    Invites {
+        #[command(flatten)]
+        which: Which,
+        /// Let nobody join any more by this one: its key, the last eight characters of it or more, or its name
+        #[arg(long, value_name = "INVITE")]
+        withdraw: Option<String>,
+    },
+    /// Expel a member, for ever, with everybody whom it has invited
+    Revoke {
+        /// A name or a peer id
+        member: String,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        /// Let those stay whom it has invited
+        #[arg(long)]
+        keep: bool,
+    },
     /// Become a member by an invite; works offline
     Join {
-        /// The invite; `-` reads it from standard input, `@FILE` from a file
+        /// The invite, or its link; `-` reads it from standard input, `@FILE` from a file
         invite: String,
         /// What to call this machine [default: its host name]
         #[arg(long, value_name = "HOST")]
@@ -102,6 +140,17 @@ enum Action {
         /// Become a member first, if this machine is none yet; as for `join`
         #[arg(long, env = "MESHD_INVITE", hide_env_values = true, value_name = "INVITE")]
         invite: Option<String>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Meet everybody on this LAN who has the same code; nothing is kept when it ends
+    Party {
+        /// The five words; without them meshd asks, `-` reads standard input, `@FILE` a file [default: a new code, which is printed]
+        #[arg(long, value_name = "WORDS", num_args = 0..=5)]
+        code: Option<Vec<String>>,
+        /// What to call this machine [default: its host name]
+        #[arg(long, value_name = "HOST")]
+        name: Option<Name>,
         #[command(flatten)]
         settings: Settings,
     },
@@ -134,6 +183,14 @@ enum Action {
     Netcheck {
         #[command(flatten)]
         which: Which,
+    },
+    /// Tell whether this machine is set up right, and what to do if not; exit code 1 if a node could not run
+    Doctor {
+        #[command(flatten)]
+        which: Which,
+        /// As for `up`
+        #[arg(long, env = "MESHD_USER", value_name = "USER")]
+        user: Option<String>,
     },
     /// Measure the round trip to a member inside the tunnel
     Ping {
@@ -184,6 +241,9 @@ struct Settings {
     /// Look for packets for 20 ms before sleeping: less latency, for up to two cores a lane
     #[arg(long, env = "MESHD_BUSY_POLL")]
     busy_poll: bool,
+    /// Whom the process becomes after its start, if root starts it: a name, a number, or root [default: meshd if there is such an account, else 4747]
+    #[arg(long, env = "MESHD_USER", value_name = "USER")]
+    user: Option<String>,
     /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
     #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
     no_port_mapping: bool,
@@ -198,12 +258,36 @@ struct Settings {
 
 /// Reads the command line and does what it says.
 pub fn main() -> ExitCode {
+    process::begin();
     let Cli { global, action } = Cli::parse();
+    secrets(&action).into_iter().filter(|text| input::is_literal(text)).for_each(process::conceal);
     telemetry::start(global.verbose);
     act(&global, action).unwrap_or_else(|error| {
         render::error(&error);
         ExitCode::FAILURE
     })
+}
+
+/// What of the command line is nobody else's business.
+fn secrets(action: &Action) -> Vec<&str> {
+    match action {
+        Action::Join { invite, .. } | Action::Up { invite: Some(invite), .. } => vec![invite],
+        Action::Party { code: Some(words), .. } => words.iter().map(String::as_str).collect(),
+        Action::Init { .. }
+        | Action::Invite { .. }
+        | Action::Invites { .. }
+        | Action::Revoke { .. }
+        | Action::Up { .. }
+        | Action::Party { .. }
+        | Action::Status { .. }
+        | Action::Peers { .. }
+        | Action::Stations { .. }
+        | Action::Lookup { .. }
+        | Action::Why { .. }
+        | Action::Netcheck { .. }
+        | Action::Doctor { .. }
+        | Action::Ping { .. } => Vec::new(),
+    }
 }
 
 fn act(global: &Global, action: Action) -> Result<ExitCode> {
@@ -212,9 +296,9 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Init { name, host, prefix } => {
             let name = one_name("--name", name, global.network.clone())?;
             let (home, enrolled) = enroll::found(&store, name, host, prefix)?;
-            render::founded(global.json, &enrolled, &enroll::invite(&home, &FIRST_INVITE, &[])?)?;
+            render::founded(global.json, &enrolled, &enroll::invite(&home, &first_invite(), &[])?)?;
         }
-        Action::Invite { which, expires, uses, member_for } => {
+        Action::Invite { which, expires, uses, role, name, qr, member_for } => {
             let home = open(&store, global, which)?;
             let status = runtime(global, &home.network.name).and_then(|path| api::request(&path, &Command::Status));
             let endpoints = match status {
@@ -223,8 +307,27 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
                 // Not running: an invite without our endpoints still works on one LAN.
                 Ok(_) | Err(_) => Vec::new(),
             };
-            let ticket = enroll::invite(&home, &Terms { expires, uses, member_for }, &endpoints)?;
-            render::invited(global.json, &ticket, !endpoints.is_empty())?;
+            let asked = role.into_iter().fold(Roles::NONE, Roles::with);
+            // An admin may grant what it has: everything but its own role.
+            let roles = if asked.contains(Roles::ADMIN) { Roles::ALL } else { asked };
+            let ticket = enroll::invite(&home, &Terms { name, roles, expires, uses, member_for }, &endpoints)?;
+            render::invited(global.json, qr, &ticket, !endpoints.is_empty())?;
+        }
+        Action::Invites { which, withdraw } => {
+            let home = open(&store, global, which)?;
+            match withdraw {
+                Some(text) => {
+                    let invite = admin::withdraw(&home, &runtime(global, &home.network.name)?, &text)?;
+                    members::withdrawn(global.json, &invite)?;
+                }
+                None => members::invites(global.json, &admin::invites(&home)?)?,
+            }
+        }
+        Action::Revoke { member, reason, keep } => {
+            let home = open(&store, global, Which { named: None })?;
+            let socket = runtime(global, &home.network.name)?;
+            let expelled = admin::revoke(&home, &socket, &member, reason, keep)?;
+            members::expelled(global.json, &member, &expelled)?;
         }
         Action::Join { invite, name } => {
             let text = input::invite(&invite)?;
@@ -239,14 +342,21 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
             };
             up(global, home, settings)?;
         }
+        Action::Party { code, name, settings } => party(global, code.as_deref(), name, settings)?,
         Action::Status { which } => show(&store, global, which.named, Command::Status)?,
         Action::Peers { which } => show(&store, global, which.named, Command::Peers)?,
         Action::Stations { which } => show(&store, global, which.named, Command::Stations)?,
         Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
         Action::Why { peer } => show(&store, global, None, Command::Why { peer })?,
         Action::Netcheck { which } => show(&store, global, which.named, Command::Netcheck)?,
+        Action::Doctor { which, user } => {
+            let network = one_name("NETWORK", which.named, global.network.clone())?;
+            let runtime = global.runtime_dir.as_deref();
+            let patient = Patient { store: &store, runtime, network: network.as_ref(), user: user.as_deref() };
+            return render::findings(global.json, &doctor::examine(&patient));
+        }
         Action::Ping { peer, path, count, interval } => {
-            let socket = runtime(global, &choose(&store, global, None)?)?;
+            let socket = asked(&store, global, None)?;
             let command = if path { Command::PingPaths { peer } } else { Command::Ping { peer } };
             return ping::run(&socket, &command, count, interval, global.json);
         }
@@ -255,30 +365,52 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
 }
 
 fn up(global: &Global, home: Home, settings: Settings) -> Result<()> {
-    let name = home.network.name.clone();
     let membership = home.membership(enroll::clock()?)?;
-    if let Some(ip) = settings.ip.filter(|ip| !home.network.prefix.contains_host(*ip)) {
-        bail!("{ip} is not a host of network {name}, which is {}; choose an --ip in it", home.network.prefix);
-    }
+    may_have(&home.network, settings.ip)?;
     let _lock = home.lock()?;
-    let runtime = store::runtime_dir(global.runtime_dir.as_deref(), &name)?;
     let boots = home.next_boot()?;
-    let device = settings.device.unwrap_or_else(|| device_name(&name));
-    let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
     let dir = home.dir.clone();
     let node = home.into_node(boots, settings.mac, settings.ip, usize::from(settings.mtu));
-    let config = UpConfig {
-        name: membership.name().clone(),
-        device,
+    run(global, node, membership.name().clone(), Some(dir), settings)
+}
+
+/// Takes part in a party: the code's, or a new one.
+fn party(global: &Global, words: Option<&[String]>, host: Option<Name>, settings: Settings) -> Result<()> {
+    let code = match words {
+        Some(words) => input::party_code(words)?.parse::<PartyCode>()?,
+        None => enroll::party_code()?,
+    };
+    let (node, name) = enroll::party(&code, host)?;
+    may_have(&node.network, settings.ip)?;
+    render::party(global.json, &node.network, words.is_none().then_some(&code))?;
+    drop(code);
+    let node = NodeConfig { mac: settings.mac, ipv4: settings.ip, mtu: usize::from(settings.mtu), ..node };
+    // Who is not on this LAN has no business here.
+    run(global, node, name, None, Settings { no_port_mapping: true, ..settings })
+}
+
+fn may_have(network: &NetworkConfig, ip: Option<std::net::Ipv4Addr>) -> Result<()> {
+    if let Some(ip) = ip.filter(|ip| !network.prefix.contains_host(*ip)) {
+        bail!("{ip} is not a host of network {}, which is {}; choose an --ip in it", network.name, network.prefix);
+    }
+    Ok(())
+}
+
+fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, settings: Settings) -> Result<()> {
+    let network = &node.network.name;
+    let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
+    daemon::run(UpConfig {
+        name,
+        device: settings.device.unwrap_or_else(|| device_name(network)),
         port: settings.port,
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
         port_mapping: !settings.no_port_mapping,
-        state: dir,
-        runtime,
+        user: settings.user,
+        state,
+        runtime: store::runtime_dir(global.runtime_dir.as_deref(), network)?,
         node: NodeConfig { relaying, ..node },
-    };
-    daemon::run(config)
+    })
 }
 
 /// The network of an invite; joins it, if that was not done before.
@@ -298,7 +430,7 @@ fn invited(store: &Store, global: &Global, which: Which, invite: &str) -> Result
 
 /// Asks the daemon and prints what it says.
 fn show(store: &Store, global: &Global, named: Option<Name>, command: Command) -> Result<()> {
-    let path = runtime(global, &choose(store, global, named)?)?;
+    let path = asked(store, global, named)?;
     let reply = api::request(&path, &command)?;
     if let Reply::Error { message } = reply {
         bail!(message);
@@ -308,6 +440,12 @@ fn show(store: &Store, global: &Global, named: Option<Name>, command: Command) -
 
 fn open(store: &Store, global: &Global, which: Which) -> Result<Home> {
     store.load(&choose(store, global, which.named)?)
+}
+
+/// The socket of the network or party that is meant.
+fn asked(store: &Store, global: &Global, named: Option<Name>) -> Result<PathBuf> {
+    let named = one_name("NETWORK", named, global.network.clone())?;
+    runtime(global, &store.choose_among(named.as_ref(), &store::parties(global.runtime_dir.as_deref()))?)
 }
 
 fn choose(store: &Store, global: &Global, named: Option<Name>) -> Result<Name> {

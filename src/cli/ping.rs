@@ -67,6 +67,7 @@ fn rtt(reply: &Reply) -> Option<f64> {
         | Reply::Lookup(_)
         | Reply::Why(_)
         | Reply::Netcheck(_)
+        | Reply::Stated { .. }
         | Reply::Error { .. } => None,
     }
 }

@@ -1,17 +1,22 @@
 //! What people and programs read: aligned tables and `key: value` lines, or one line of JSON a reply.
 #![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
+use std::iter;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
 
+use crate::config::NetworkConfig;
+use crate::daemon::doctor::{Finding, Verdict};
 use crate::daemon::enroll::{Enrolled, Ticket};
+use crate::identity::PartyCode;
 use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
 
 use super::duration::human;
 use super::ping::Statistics;
-use super::telling;
+use super::{qr, telling};
 
 /// The one line of a failure.
 pub(super) fn error(error: &anyhow::Error) {
@@ -40,11 +45,16 @@ pub(super) fn founded(json: bool, enrolled: &Enrolled, ticket: &Ticket) -> Resul
 }
 
 /// After `invite`.
-pub(super) fn invited(json: bool, ticket: &Ticket, running: bool) -> Result<()> {
+pub(super) fn invited(json: bool, qr: bool, ticket: &Ticket, running: bool) -> Result<()> {
     if json {
         return print_json(ticket);
     }
-    print(&format!("{}\n", ticket.invite))?;
+    if qr {
+        let code = qr::code(&ticket.link, io::stdout().is_terminal());
+        print(&format!("{}{}\n", code.unwrap_or_default(), ticket.link))?;
+    } else {
+        print(&format!("{}\n", ticket.invite))?;
+    }
     if !running {
         eprintln!(
             "meshd is not running here, so the invite does not say where this machine is: newcomers find it on the \
@@ -65,6 +75,34 @@ pub(super) fn joined(json: bool, enrolled: &Enrolled) -> Result<()> {
     print(&format!("{}\nStart it:\n\n    meshd up {network}\n", membership(&title, enrolled)))
 }
 
+/// Before a party begins: what the others need, and what everybody there must know.
+pub(super) fn party(json: bool, network: &NetworkConfig, made: Option<&PartyCode>) -> Result<()> {
+    if json {
+        #[derive(Serialize)]
+        struct Party {
+            network: String,
+            network_id: String,
+            /// Only if it was made now.
+            code: Option<String>,
+        }
+        let (name, code) = (network.name.to_string(), made.map(PartyCode::to_string));
+        return print_json(&Party { network: name, network_id: network.id().to_string(), code });
+    }
+    let mut text = String::new();
+    if let Some(code) = made {
+        text.push_str(&format!(
+            "The others on this LAN type:\n\n    meshd party --code {code}\n\nFive of 1024 words, drawn by chance: 50 bits. A guess \
+             costs 128 MiB and a quarter of a second,\nso that a thousand processor cores need thousands of years. Nobody need hide the \
+             party, only the code.\n\n"
+        ));
+    }
+    let name = &network.name;
+    print(&format!(
+        "{text}This is {name}; who typed the same code sees the same name.\nWhoever has the code is equal here: takes part, lets others \
+         in, and cannot be sent away.\nKeys are in memory only. When meshd ends (Ctrl-C), nothing is left of the party here.\n\n"
+    ))
+}
+
 /// The answer to a question other than a ping.
 pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
     if json {
@@ -77,7 +115,7 @@ pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
         Reply::Lookup(info) => lookup(info),
         Reply::Why(info) => telling::why(info),
         Reply::Netcheck(info) => telling::netcheck(info),
-        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Error { .. } => String::new(),
+        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Stated { .. } | Reply::Error { .. } => String::new(),
     })
 }
 
@@ -98,8 +136,34 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Stations { .. }
         | Reply::Lookup(_)
         | Reply::Why(_)
-        | Reply::Netcheck(_) => Ok(()),
+        | Reply::Netcheck(_)
+        | Reply::Stated { .. } => Ok(()),
     }
+}
+
+/// `meshd doctor`: fails if a check does.
+pub(super) fn findings(json: bool, findings: &[Finding]) -> Result<ExitCode> {
+    let ok = findings.iter().all(|finding| finding.verdict != Verdict::Fails);
+    if json {
+        #[derive(Serialize)]
+        struct Findings<'a> {
+            ok: bool,
+            checks: &'a [Finding],
+        }
+        print_json(&Findings { ok, checks: findings })?;
+    } else {
+        let rows = findings.iter().flat_map(|Finding { check, verdict, found, advice }| {
+            let verdict = match verdict {
+                Verdict::Passes => "ok",
+                Verdict::Warns => "warning",
+                Verdict::Fails => "FAILS",
+            };
+            let advice = advice.iter().map(|advice| [String::new(), String::new(), format!("-> {advice}")]);
+            iter::once([verdict.to_owned(), (*check).to_owned(), found.clone()]).chain(advice)
+        });
+        print(&table(["", "CHECK", "FOUND"], rows))?;
+    }
+    Ok(if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The end of a run of pings.
@@ -136,6 +200,7 @@ fn status(info: &Status) -> String {
         ("network", format!("{} ({})", info.network, info.network_id)),
         ("name", info.name.clone()),
         ("peer", info.peer.clone()),
+        ("roles", if info.roles.is_empty() { "member".to_owned() } else { info.roles.join(", ") }),
         ("device", info.device.clone()),
         ("forwarding", forwarding(&info.forwarding)),
         ("mac", info.mac.clone()),
@@ -144,12 +209,25 @@ fn status(info: &Status) -> String {
         ("endpoints", list(&info.endpoints)),
         ("seen at", seen_at(info)),
         ("mapped", mapped(&info.mappings)),
-        ("members", format!("{} known, {} connected", info.members, info.connected)),
-        ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
+        ("members", format!("{} known, {} connected, {} expelled", info.members, info.connected, info.expelled)),
+        ("directory", directory(info)),
+        ("home relays", if info.homes.is_empty() { "none needed".to_owned() } else { info.homes.join(", ") }),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
+}
+
+fn directory(info: &Status) -> String {
+    let by_relays = match info.directory_circuits {
+        0 => String::new(),
+        count => format!(" ({count} by relays)"),
+    };
+    let through_us = match info.directory_carries {
+        0 => String::new(),
+        count => format!(", {count} of others through here"),
+    };
+    format!("{} connections{by_relays}{through_us}, {} records here", info.directory_connections, info.shard_records)
 }
 
 fn seen_at(info: &Status) -> String {
@@ -193,9 +271,10 @@ fn peers(list: &[PeerInfo]) -> String {
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
+            if peer.roles.is_empty() { dash() } else { peer.roles.join(",") },
         ]
     });
-    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
+    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD", "ROLES"], rows)
 }
 
 /// `direct`, or `relayed by` whom.
@@ -245,7 +324,7 @@ pub(super) fn key_values(lines: &[(&str, String)]) -> String {
 
 /// A heading and rows in columns, two spaces apart, nothing after the last.
 pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
-    let rows: Vec<_> = std::iter::once(heading.map(str::to_owned)).chain(rows).collect();
+    let rows: Vec<_> = iter::once(heading.map(str::to_owned)).chain(rows).collect();
     let widths: [usize; N] = std::array::from_fn(|i| rows.iter().map(|row| row[i].len()).max().unwrap_or(0));
     let line = |row: &[String; N]| {
         let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect::<Vec<_>>();
@@ -254,12 +333,12 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item
     rows.iter().map(line).collect()
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }
 
 /// Writes to stdout; a reader that went away, as `head` does, is no failure.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -312,15 +391,17 @@ mod tests {
             mac: "02:00:00:00:00:01".to_owned(),
             ipv4: "10.70.0.1".parse().expect("an address"),
             ipv6: "fd00::1".parse().expect("an address"),
+            roles: Vec::new(),
             path: "none".to_owned(),
             via: None,
             relays: 0,
             endpoint: None,
             rtt_ms: None,
+            path_mtu: None,
             cipher: None,
             last_heard: None,
         };
         let text = peers(&[peer]);
-        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -"));
+        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -      -"));
     }
 }

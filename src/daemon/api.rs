@@ -3,6 +3,7 @@
 //! The socket gets its permissions between bind and listen, so there is no moment at which a stranger could connect.
 //! Lines, clients and waiting times are bounded: a client that hangs costs one of sixteen places for a few seconds.
 
+use std::ffi::OsString;
 use std::fs::{self, Permissions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -17,6 +18,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::node::{Command, Reply};
+
+use super::process::Pinned;
 
 /// Longest request, bytes. A command is a short word and a name; 64 KiB leaves room for an invite in one.
 const MAX_REQUEST: u64 = 64 * 1024;
@@ -51,12 +54,16 @@ pub struct Server {
     path: SocketFile,
 }
 
+/// The file of a socket, in a folder that may be out of reach by its path when it is removed.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+struct SocketFile {
+    folder: Pinned,
+    name: OsString,
+}
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.0);
+        let _ = fs::remove_file(self.folder.path().join(&self.name));
     }
 }
 
@@ -77,8 +84,10 @@ impl Server {
         let address = socket2::SockAddr::unix(path)
             .map_err(|_| anyhow!("{} is too long for a socket; use a shorter --runtime-dir", path.display()))?;
         let socket = socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).with_context(failed)?;
+        let (folder, name) = path.parent().zip(path.file_name()).with_context(failed)?;
+        let folder = Pinned::open(folder).with_context(failed)?;
         socket.bind(&address).with_context(failed)?;
-        let file = SocketFile(path.to_owned());
+        let file = SocketFile { folder, name: name.to_owned() };
         fs::set_permissions(path, Permissions::from_mode(0o600)).with_context(failed)?;
         socket.listen(BACKLOG).with_context(failed)?;
         socket.set_nonblocking(true).with_context(failed)?;

@@ -1,14 +1,16 @@
 //! The state on disk: one folder a network, holding all that a node has to remember.
 //!
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
-//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache) and `lock`. Files
+//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
+//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the network's, since somebody was expelled, newest first) and `lock`. Files
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, lchown};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
@@ -16,9 +18,15 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{NetworkConfig, NodeConfig, Relaying};
+use crate::dht::ledger::MAX_STATEMENTS;
+use crate::dht::statement::MAX_STATEMENT;
 use crate::identity::{
-    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
+    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, NetworkSecret, SigningKey, UnixSeconds,
+    canonical,
 };
+
+use super::api;
+use super::process::Account;
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
 const SYSTEM_RUNTIME: &str = "/run/meshd";
@@ -28,7 +36,13 @@ const ROOT_KEY: &str = "root.key";
 const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
+const LEDGER: &str = "ledger";
+const INVITES: &str = "invites";
+const SECRETS: &str = "secrets";
 const LOCK: &str = "lock";
+
+/// Networks that come of a party code are called this and four digits of their id.
+pub const PARTY: &str = "party-";
 
 /// Folders under construction begin with this; no network's name can.
 const UNFINISHED: &str = ".new-";
@@ -44,6 +58,18 @@ const MAX_RECORDS: usize = 4096;
 
 /// Largest `peers` file read, bytes: [`MAX_RECORDS`] of them with their lengths.
 const MAX_PEERS_FILE: usize = MAX_RECORDS * (crate::dht::record::MAX_RECORD + 3) + 8;
+
+/// Largest `ledger` file read, bytes.
+const MAX_LEDGER_FILE: usize = MAX_STATEMENTS * (MAX_STATEMENT + 3) + 8;
+
+/// Invites made here that are remembered: the latest. Older ones are known by who joined by them.
+const MAX_INVITES: usize = 256;
+
+/// Largest `invites` file read, bytes: certificates of 256 bytes at most.
+const MAX_INVITES_FILE: usize = MAX_INVITES * 260 + 8;
+
+/// Largest `secrets` file read, bytes: the few that a node keeps, many times over.
+const MAX_SECRETS_FILE: usize = 4096;
 
 /// The folder with one folder a network.
 #[derive(Debug, Clone)]
@@ -125,7 +151,16 @@ impl Store {
     /// # Errors
     /// When it does not exist, or when none was named and there is not exactly one. The message lists what there is.
     pub fn choose(&self, named: Option<&Name>) -> Result<Name> {
-        let names = self.networks()?;
+        self.choose_among(named, &[])
+    }
+
+    /// As [`Store::choose`], where `parties` are there too, of which nothing is kept.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn choose_among(&self, named: Option<&Name>, parties: &[Name]) -> Result<Name> {
+        let mut names = self.networks()?;
+        names.extend_from_slice(parties);
         let list = names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ");
         match (named, names.as_slice()) {
             (Some(name), _) if names.contains(name) => Ok(name.clone()),
@@ -263,6 +298,11 @@ impl Home {
         Ok(Some(root))
     }
 
+    /// The network's newest secret, as far as this machine knows.
+    pub fn newest_secret(&self) -> NetworkSecret {
+        load_secrets(&self.dir).into_iter().next().unwrap_or_else(|| self.network.secret.clone())
+    }
+
     /// What our chain proves at `now`.
     ///
     /// # Errors
@@ -293,6 +333,8 @@ impl Home {
     pub fn into_node(self, boots: u32, mac: Option<Mac>, ipv4: Option<Ipv4Addr>, mtu: usize) -> NodeConfig {
         NodeConfig {
             known_records: load_records(&self.dir),
+            known_statements: load_statements(&self.dir),
+            known_secrets: load_secrets(&self.dir),
             network: self.network,
             key: self.key,
             chain: self.chain,
@@ -359,11 +401,20 @@ pub fn lock(dir: &Path, name: &Name) -> Result<Lock> {
     Ok(Lock { _file: file })
 }
 
+/// The process that has locked `dir`, by what it wrote there.
+pub fn holder(dir: &Path) -> Option<u32> {
+    fs::read_to_string(dir.join(LOCK)).ok()?.trim().parse().ok()
+}
+
 /// The folder of a network's API socket: below `chosen`, else /run/meshd for root, $XDG_RUNTIME_DIR/meshd for others.
 ///
 /// # Errors
 /// When there is no such folder to fall back to.
 pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
+    Ok(runtime_base(chosen)?.join(network.as_str()))
+}
+
+fn runtime_base(chosen: Option<&Path>) -> Result<PathBuf> {
     let base = match chosen {
         Some(base) => base.to_owned(),
         None if is_root() => PathBuf::from(SYSTEM_RUNTIME),
@@ -372,7 +423,22 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
             PathBuf::from(base.context("XDG_RUNTIME_DIR is not set; use --runtime-dir")?).join("meshd")
         }
     };
-    Ok(std::path::absolute(base)?.join(network.as_str()))
+    Ok(std::path::absolute(base)?)
+}
+
+/// The parties that this machine takes part in just now, by their sockets.
+pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
+    let Ok(base) = runtime_base(chosen) else { return Vec::new() };
+    let folders = fs::read_dir(base).into_iter().flatten().flatten();
+    let names = folders.filter_map(|folder| {
+        let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
+        // One that was killed has left its socket.
+        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
+        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+    });
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    names
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -381,6 +447,24 @@ pub fn runtime_dir(chosen: Option<&Path>, network: &Name) -> Result<PathBuf> {
 /// As the system says.
 pub fn private_dir(dir: &Path) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o700).create(dir)
+}
+
+/// Lets `account` work in a network's folder without giving it the keys: it may make files there and replace its own. `key` and `root.key`, which
+/// are read before the process becomes that account, stay whoever's they are, and the sticky bit keeps them from being removed.
+///
+/// # Errors
+/// As the system says.
+pub fn hand_over(dir: &Path, account: &Account) -> io::Result<()> {
+    chown(dir, None, Some(account.gid))?;
+    fs::set_permissions(dir, Permissions::from_mode(0o1770))?;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if entry.file_type()?.is_file() && name != KEY && name != ROOT_KEY {
+            lchown(entry.path(), Some(account.uid), Some(account.gid))?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the records of other members in a network's folder, at most 4096 of them.
@@ -394,8 +478,11 @@ pub fn save_records(dir: &Path, records: &[Vec<u8>]) -> Result<()> {
 
 /// The records kept in a network's folder. They are a cache: none, if there are none or the file is damaged.
 pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
-    let path = dir.join(PEERS);
-    let bytes = match read_bounded(&path, MAX_PEERS_FILE) {
+    load_list(&dir.join(PEERS), MAX_PEERS_FILE)
+}
+
+fn load_list(path: &Path, max: usize) -> Vec<Vec<u8>> {
+    let bytes = match read_bounded(path, max) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
         Err(error) => {
@@ -403,10 +490,58 @@ pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
             return Vec::new();
         }
     };
-    canonical::decode(&bytes, MAX_PEERS_FILE).unwrap_or_else(|error| {
+    canonical::decode(&bytes, max).unwrap_or_else(|error| {
         tracing::warn!("ignoring {}: {error}", path.display());
         Vec::new()
     })
+}
+
+/// Keeps the ledger in a network's folder.
+///
+/// # Errors
+/// When it cannot be written; the old one is still there then.
+pub fn save_statements(dir: &Path, statements: &[Vec<u8>]) -> Result<()> {
+    replace(dir, LEDGER, &canonical::encode(&statements))
+}
+
+/// The statements kept in a network's folder. None, if there are none or the file is damaged: others tell us again.
+pub fn load_statements(dir: &Path) -> Vec<Vec<u8>> {
+    load_list(&dir.join(LEDGER), MAX_LEDGER_FILE)
+}
+
+/// The network's secrets since somebody was expelled, newest first; none if nobody was.
+pub fn load_secrets(dir: &Path) -> Vec<NetworkSecret> {
+    match read_bounded(&dir.join(SECRETS), MAX_SECRETS_FILE) {
+        Ok(bytes) => canonical::decode(&bytes, MAX_SECRETS_FILE).unwrap_or_else(|error| {
+            tracing::warn!("the newer secrets of the network cannot be read: {error}; others tell them again");
+            Vec::new()
+        }),
+        Err(_) => Vec::new(),
+    }
+}
+
+/// Keeps the network's secrets, newest first.
+///
+/// # Errors
+/// When they cannot be written; the old ones are still there then.
+pub fn save_secrets(dir: &Path, secrets: &[NetworkSecret]) -> Result<()> {
+    replace(dir, SECRETS, &Zeroizing::new(canonical::encode(&secrets)))
+}
+
+/// The certificates of the invites made here.
+pub fn load_invites(dir: &Path) -> Vec<Vec<u8>> {
+    load_list(&dir.join(INVITES), MAX_INVITES_FILE)
+}
+
+/// Remembers an invite made here by its certificate.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn add_invite(dir: &Path, certificate: Vec<u8>) -> Result<()> {
+    let mut invites = load_invites(dir);
+    invites.push(certificate);
+    let first = invites.len().saturating_sub(MAX_INVITES);
+    replace(dir, INVITES, &canonical::encode(&&invites[first..]))
 }
 
 /// Writes all files of a new folder and syncs them.
@@ -481,7 +616,7 @@ fn read_bounded(path: &Path, max: usize) -> io::Result<Zeroizing<Vec<u8>>> {
 }
 
 /// Whether this machine has AES and carry-less multiplication in hardware, which AES-GCM needs to be fast.
-fn has_hardware_aes() -> bool {
+pub(super) fn has_hardware_aes() -> bool {
     #[cfg(target_arch = "x86_64")]
     return std::arch::is_x86_feature_detected!("aes") && std::arch::is_x86_feature_detected!("pclmulqdq");
     #[cfg(target_arch = "aarch64")]
@@ -619,9 +754,9 @@ mod tests {
         let store = Scratch::new("damage");
         let dir = store.network("home", 1).expect("made");
         let key = dir.join(KEY);
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o640)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o640)).expect("chmod");
         assert!(store.complaint("home").contains(&format!("readable by others; run: chmod 600 {}", key.display())));
-        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("chmod");
+        fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("chmod");
         let whole = fs::read(&key).expect("key");
         for bytes in [&b""[..], &whole[..40], &[b'z'; 64], &[b'0'; 4096]] {
             fs::write(&key, bytes).expect("write");

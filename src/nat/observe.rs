@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::identity::PeerId;
+pub use crate::wire::socket::is_local;
 
 use super::candidate::{canonical, is_usable};
 
@@ -171,14 +172,6 @@ impl Observations {
             }
         }
         voters.into_iter().map(|(seen, voters)| (seen, voters.len())).collect()
-    }
-}
-
-/// Whether an address means something on its own site only (RFC 1918, RFC 3927, RFC 4193, RFC 4291).
-pub fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
     }
 }
 

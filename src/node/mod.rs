@@ -8,7 +8,9 @@
 //! |---|---|
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
+//! | `epochs` | the network's secret changes when somebody is expelled |
 //! | `frames` | a frame waits for a session or a lookup |
+//! | `mtu` | how long a datagram each path carries is found out |
 //! | `punch` | two behind NATs knock at the same time |
 //! | `survey` | what our NAT does next is asked of others |
 //! | `hunt` | two hard NATs are passed by guessing ports |
@@ -16,6 +18,7 @@
 //! | `carry` | the same: what we carry for others |
 //! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
+//! | `ledger` | who is expelled, who joined by which invite: said, heard, compared |
 //! | `operator` | what an operator asks |
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
@@ -26,12 +29,15 @@
 
 mod carry;
 pub mod command;
+mod epochs;
 pub mod event;
 mod filtering;
 mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
+mod ledger;
+mod mtu;
 mod netcheck;
 mod operator;
 mod outside;
@@ -60,14 +66,14 @@ use rand_core::{Rng, SeedableRng};
 
 use crate::config::NodeConfig;
 use crate::dht::membership::Roster;
-use crate::dht::{self, Standing};
+use crate::dht::{self, Ledger, Standing};
 use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 use crate::nat::Observations;
 use crate::session::gate::Gate;
-use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
+use self::epochs::Epochs;
 use self::filtering::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
@@ -99,10 +105,11 @@ pub struct Node {
     network: NetworkId,
     clock: Clock,
     rng: ChaCha20Rng,
-    local: Local,
+    epochs: Epochs,
     gate: Gate,
     own: Own,
     roster: Roster,
+    ledger: Ledger,
     peers: BTreeMap<PeerId, Peer>,
     /// Our index of a session or an outstanding handshake → its peer.
     indices: BTreeMap<u32, PeerId>,
@@ -114,6 +121,8 @@ pub struct Node {
     netchecks: Netchecks,
     filtering: Filtering,
     standing: Standing,
+    /// Whom the control network has met.
+    met: BTreeMap<PeerId, dht::Met>,
     observations: Observations,
     relays: Relays,
     surveys: Surveys,
@@ -158,10 +167,11 @@ impl Node {
         let mut node = Self {
             network,
             clock: Clock { start: now, unix_start: unix_now, phase: CHECK_INTERVAL * (rng.next_u32() % 256) / 256 },
-            local: Local::new(&config.key.noise_secret(), &config.network.secret, config.hardware_aes),
+            epochs: Epochs::new(&config),
             gate: Gate::new(gate_seed, now),
             own: Own::new(&config, &network),
             roster: Roster::default(),
+            ledger: Ledger::default(),
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -171,6 +181,7 @@ impl Node {
             netchecks: Netchecks::default(),
             filtering: Filtering::default(),
             standing: Standing::default(),
+            met: BTreeMap::new(),
             observations: Observations::default(),
             relays: Relays::default(),
             surveys: Surveys::default(),
@@ -220,8 +231,10 @@ impl Node {
             dht::Event::Found { id, record, holders } => self.handle_found(id, record, &holders, now),
             dht::Event::NotFound { id } => self.handle_not_found(id),
             dht::Event::Gossip(record) => self.take_in(record, now),
+            dht::Event::Statement(statement) => drop(self.take_statement(statement, None, now)),
             dht::Event::Sighting(sighting) => self.handle_sighting(sighting, now),
             dht::Event::Standing(standing) => self.standing = standing,
+            dht::Event::Met(met) => self.handle_met(met, now),
         }
     }
 
@@ -239,6 +252,7 @@ impl Node {
         self.observations.clear();
         self.surveys.clear();
         self.filtering.clear();
+        self.forget_mtus(now);
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -262,6 +276,8 @@ impl Node {
             Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
+            Command::State { statement } => self.declare(id, &statement, now),
+            Command::Epoch { statement, secret } => self.begin_epoch(id, &statement, secret, now),
         }
     }
 
@@ -299,6 +315,7 @@ impl Node {
                 Timer::Punch(peer) => self.probe(peer, now),
                 Timer::Survey => self.tend_surveys(now),
                 Timer::Hunt(peer) => self.hunt(peer, now),
+                Timer::Mtu(peer) => self.tend_mtu(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Netcheck => self.tend_netcheck(now),
@@ -306,6 +323,8 @@ impl Node {
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),
+                Timer::Keep => self.keep_ledger(),
+                Timer::Witness => self.witness(now),
                 Timer::Fib => (),
             }
         }
@@ -362,6 +381,11 @@ impl Node {
             std::net::IpAddr::V4(v4) => self.config.network.prefix.contains(v4),
             std::net::IpAddr::V6(v6) => v6.octets()[..8] == crate::identity::ula_prefix(&self.network).octets()[..8],
         }
+    }
+
+    /// Whether what is sent there comes back to us, or into the tunnel: two homes may have the same addresses.
+    fn leads_back(&self, endpoint: &SocketAddr) -> bool {
+        self.is_overlay(endpoint.ip()) || self.own.endpoints.contains(endpoint)
     }
 
     /// The entry of a peer, made if there is room.

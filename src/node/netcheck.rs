@@ -21,7 +21,6 @@ use super::command::{CommandId, HairpinInfo, NetcheckInfo, ObserverInfo, Relayin
 use super::event::Transmit;
 use super::handshakes::hello;
 use super::operator::{MAX_UNDER_WAY, busy};
-use super::picture::PATH_PAYLOAD;
 use super::timers::Timer;
 use super::{Node, Peer};
 
@@ -140,7 +139,7 @@ impl Node {
         let record = self.own.record()?.bytes().to_vec();
         let (stamp, index, seed) = (self.next_stamp(now), self.new_index(self.own.peer), self.random_seed());
         let public = self.config.key.noise_secret().public();
-        let started = Initiator::new(&self.local, &public, index, &hello(stamp, &record), None, seed);
+        let started = Initiator::new(self.epochs.current(), &public, index, &hello(stamp, &record), None, seed);
         started.ok().map(|(_, datagram)| datagram)
     }
 
@@ -192,6 +191,7 @@ impl Node {
                 && channel_behind(&candidate.endpoint).is_none()
                 && is_global_ipv6(&split(candidate.endpoint).1)
         };
+        let mtus = self.peers.values().filter(|peer| peer.current.is_some()).filter_map(Peer::path_mtu);
         let (relays, relayed_pairs) = self.relaying();
         let mut of: BTreeMap<PeerId, usize> = BTreeMap::new();
         relays.for_each(|relay| *of.entry(relay).or_default() += 1);
@@ -213,7 +213,7 @@ impl Node {
             relays: of.into_iter().map(|(id, members)| RelayingInfo { name: self.name_of(id), members }).collect(),
             relayed_pairs,
             mtu: self.config.mtu,
-            path_payload: PATH_PAYLOAD,
+            path_mtus: mtus.clone().min().zip(mtus.max()),
             advice: Vec::new(),
         };
         info.advice = self.advice(&info);

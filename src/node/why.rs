@@ -136,7 +136,9 @@ impl Node {
                 if named(&[Origin::Sighting]) || is_local(split(primary).1.ip()) {
                     PathReason::DirectLan
                 } else {
-                    peer.account.found(primary, named(&[Origin::Record, Origin::Remembered]))
+                    // What a hunt has hit is named by the peer too, as soon as it has heard of it.
+                    let hit = candidates.iter().any(|it| it.endpoint == primary && it.found_by == Origin::Observed);
+                    peer.account.found(primary, !hit)
                 }
             }
             (Some(_), None) => PathReason::NoPath,
@@ -220,6 +222,7 @@ impl Node {
             tried: candidate.tried.map(ago),
             answered: candidate.answered.map(ago),
             rtt_ms: candidate.rtt.map(milliseconds),
+            path_mtu: candidate.mtu.packet(candidate.endpoint),
         })
     }
 

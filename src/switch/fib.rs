@@ -27,12 +27,19 @@ pub struct FibPeer {
     pub via: Option<(SocketAddr, u32)>,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
+    /// What that will probably be once the path has been searched: TCP asks once only, so it is told this.
+    pub expected_payload: usize,
 }
 
 impl FibPeer {
     /// The longest frame that the path carries in one datagram, bytes.
     pub fn longest_whole(&self) -> usize {
         self.path_payload.saturating_sub(HEADROOM + TAILROOM)
+    }
+
+    /// The same of what is to be expected.
+    pub fn longest_expected(&self) -> usize {
+        self.expected_payload.saturating_sub(HEADROOM + TAILROOM)
     }
 }
 

@@ -51,7 +51,7 @@ pub enum DeviceError {
     },
 }
 
-/// An open TAP device, up, with its MAC and MTU. It lives until this and every [`Queue`] of it are dropped.
+/// An open TAP device with its MAC and MTU. It lives until this and every [`Queue`] of it are dropped.
 pub struct Device {
     /// One for each kernel queue; at least one.
     handles: Vec<SyncDevice>,
@@ -62,8 +62,9 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes the device `name` with `queues` queues, gives it `mac` and `mtu` (bytes of payload of an untagged frame) and
-    /// brings it up, with as many offloads as the kernel has. An interface that exists already is never touched.
+    /// Makes the device `name` with `queues` queues and gives it `mac` and `mtu` (bytes of payload of an untagged frame), with as
+    /// many offloads as the kernel has. It is down: nobody finds it among the interfaces that speak. An interface that exists
+    /// already is never touched.
     ///
     /// # Errors
     /// [`DeviceError`], fit to be shown.
@@ -86,7 +87,7 @@ impl Device {
                 .packet_information(false)
                 .mac_addr(mac)
                 .mtu(kernel_mtu)
-                .enable(true)
+                .enable(false)
                 .build_sync()
         };
         let device = match build(true) {
@@ -106,6 +107,14 @@ impl Device {
         }
         let index = interface_index(name).ok_or_else(|| other(io::Error::from(io::ErrorKind::NotFound)))?;
         Ok(Self { handles, name: name.to_owned(), index, mtu, offloads })
+    }
+
+    /// Brings it up: from now on its queues can be read and written.
+    ///
+    /// # Errors
+    /// Without CAP_NET_ADMIN.
+    pub fn bring_up(&self) -> io::Result<()> {
+        self.handles[0].enabled(true)
     }
 
     /// Its name.

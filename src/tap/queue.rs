@@ -182,7 +182,10 @@ pub(crate) mod tests {
     /// A device to test with, or nothing and a line that says why.
     pub(crate) fn device(name: &str) -> Option<Device> {
         match Device::open(name, MAC, 1500, 1) {
-            Ok(device) => Some(device),
+            Ok(device) => {
+                device.bring_up().expect("who may make it may bring it up");
+                Some(device)
+            }
             Err(error @ (DeviceError::NoDriver | DeviceError::NotOpened | DeviceError::NoCapability { .. })) => {
                 let _ = writeln!(io::stderr(), "SKIPPED: {error}");
                 None

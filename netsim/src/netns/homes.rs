@@ -175,9 +175,8 @@ impl Homes {
         add_ipv6(&public, "eth0", ipv6(0, 1))?;
         let homes = (1..).zip(homes).map(|(number, (name, kind))| home(lab, name, kind, number));
         let homes = homes.collect::<Result<Vec<_>>>()?;
-        for home in &homes {
-            let others = homes.iter().map(|other| &other.provider).filter(|other| other.name != home.provider.name);
-            others.chain([&public]).try_for_each(|machine| lead(machine, home))?;
+        for machine in homes.iter().map(|home| &home.provider).chain([&public]) {
+            lead(machine, homes.iter().filter(|home| home.provider.name != machine.name))?;
         }
         Ok(Self { public, homes })
     }
@@ -188,7 +187,7 @@ impl Homes {
     /// When the kernel refuses.
     pub fn another(&self, lab: &mut Lab, name: &str) -> Result<Laptop> {
         let laptop = lab.laptop_at(name, within(INTERNET, 0, 2), "switch")?;
-        self.homes.iter().try_for_each(|home| lead(&laptop, home))?;
+        lead(&laptop, self.homes.iter())?;
         Ok(laptop)
     }
 }
@@ -197,16 +196,20 @@ fn within([a, b]: [u8; 2], subnet: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, subnet, host)
 }
 
-/// Tells `machine`, which is on the switch, the way to `home`.
-fn lead(machine: &Laptop, home: &Home) -> Result<()> {
-    for address in [home.gate.underlay, home.outside] {
-        let [a, b, c, _] = address.octets();
-        machine.run(&format!("ip route replace {a}.{b}.{c}.0/24 via {}", home.via))?;
+/// Tells `machine`, which is on the switch, the ways to `homes`.
+fn lead<'a>(machine: &Laptop, homes: impl Iterator<Item = &'a Home>) -> Result<()> {
+    let mut lines = String::new();
+    for home in homes {
+        for [a, b, c, _] in [home.gate.underlay, home.outside].map(|address| address.octets()) {
+            lines += &format!("route replace {a}.{b}.{c}.0/24 via {}\n", home.via);
+        }
+        if let Some((via, network)) = home.ipv6 {
+            lines += &format!("route replace {network}/64 via {via}\n");
+        }
     }
-    if let Some((via, network)) = home.ipv6 {
-        machine.run(&format!("ip -6 route replace {network}/64 via {via}"))?;
-    }
-    Ok(())
+    let path = machine.dir.join("routes");
+    std::fs::write(&path, lines)?;
+    run(&format!("ip -n {} -batch {}", machine.name, path.display())).map(drop)
 }
 
 /// The address `host` of a network of IPv6: 0 is the switch, N the cable of home N, 100+N its inside.

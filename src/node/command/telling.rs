@@ -142,6 +142,8 @@ pub struct CandidateInfo {
     pub answered: Option<u64>,
     /// The last round trip, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// The longest IP packet that it is known to carry, bytes, if it has been in use.
+    pub path_mtu: Option<usize>,
 }
 
 /// Round trips over each path.
@@ -197,8 +199,9 @@ pub struct NetcheckInfo {
     pub relayed_pairs: usize,
     /// MTU of the overlay's interface.
     pub mtu: usize,
-    /// Bytes of UDP payload that a path is taken to carry.
-    pub path_payload: usize,
+    /// The longest IP packets, bytes, that the paths to members with a session are known to carry: the narrowest path
+    /// and the widest. None if there is none.
+    pub path_mtus: Option<(usize, usize)>,
     /// What to do if something is bad, one line each.
     pub advice: Vec<String>,
 }
