@@ -67,4 +67,16 @@ mod tests {
         assert!(!score(3, 10).is_clearly_better_than(&score(1, 20)));
         assert!(score(1, 20) < score(2, 10) && score(2, 10) < score(2, 11));
     }
+
+    #[test]
+    fn ipv6_is_taken_though_it_is_a_little_slower_and_no_two_paths_are_left_for_each_other() {
+        let of = |ipv4, rtt| PathScore { ipv4, ..score(0, rtt) };
+        assert!(of(false, 15).is_clearly_better_than(&of(true, 10)) && of(false, 10) < of(true, 10));
+        assert!(!of(false, 16).is_clearly_better_than(&of(true, 10)));
+        assert!(!of(true, 10).is_clearly_better_than(&of(false, 15)));
+        for (a, b) in (0..40).flat_map(|a| (0..40).map(move |b| (a, b))) {
+            let (ipv6, ipv4) = (of(false, a), of(true, b));
+            assert!(!(ipv6.is_clearly_better_than(&ipv4) && ipv4.is_clearly_better_than(&ipv6)), "{a} {b}");
+        }
+    }
 }
