@@ -25,8 +25,9 @@ pub struct PathScore {
 /// Two milliseconds: less than a person notices and more than a LAN's jitter.
 const STEP: Duration = Duration::from_millis(2);
 
-/// By how many steps of the round trip IPv6 may be slower: two milliseconds are the noise of two races, not a detour.
-const BONUS: u32 = 1;
+/// By how many steps of the round trip IPv6 may be slower: ten milliseconds are the noise of two lone probes over a wide network, not a
+/// detour.
+const BONUS: u32 = 5;
 
 impl PathScore {
     /// The score of a candidate.
@@ -44,6 +45,8 @@ impl PathScore {
             || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2).saturating_add(1)
             || kind(self) <= kind(used) && self.rtt < used.rtt / 2
             || kind(self) <= kind(used) && used.ipv4 && !self.ipv4 && self.rtt <= used.rtt.saturating_add(BONUS)
+                // Or the other would be left for this one in turn.
+                && used.rtt >= self.rtt / 2
     }
 }
 
@@ -63,5 +66,17 @@ mod tests {
         assert!(!score(1, 50).is_clearly_better_than(&score(3, 10)));
         assert!(!score(3, 10).is_clearly_better_than(&score(1, 20)));
         assert!(score(1, 20) < score(2, 10) && score(2, 10) < score(2, 11));
+    }
+
+    #[test]
+    fn ipv6_is_taken_though_it_is_a_little_slower_and_no_two_paths_are_left_for_each_other() {
+        let of = |ipv4, rtt| PathScore { ipv4, ..score(0, rtt) };
+        assert!(of(false, 15).is_clearly_better_than(&of(true, 10)) && of(false, 10) < of(true, 10));
+        assert!(!of(false, 16).is_clearly_better_than(&of(true, 10)));
+        assert!(!of(true, 10).is_clearly_better_than(&of(false, 15)));
+        for (a, b) in (0..40).flat_map(|a| (0..40).map(move |b| (a, b))) {
+            let (ipv6, ipv4) = (of(false, a), of(true, b));
+            assert!(!(ipv6.is_clearly_better_than(&ipv4) && ipv4.is_clearly_better_than(&ipv6)), "{a} {b}");
+        }
     }
 }

@@ -389,12 +389,16 @@ impl Node {
         let places = (0..).zip(&survey.places);
         let told = places.filter_map(|(nth, place)| Some(Told { nth, by: place.at.ip(), seen: place.seen? }));
         let told: Vec<_> = told.collect();
-        let forecast = forecast(&told).and_then(|(forecast, nth)| {
+        let forecast = forecast(&told, survey.places.len() as i32).and_then(|(forecast, nth)| {
             let by = survey.places.get(nth as usize)?.observer;
             match forecast {
                 // Others are to knock at the first socket.
                 Forecast::Independent { .. } => Some((Forecast::Independent { at: self.seen_at(Some(by))? }, by)),
-                Forecast::Sequential { .. } | Forecast::Random { .. } => Some((forecast, by)),
+                // A peer would send two thousand datagrams there, so it must not be one member's word against another's.
+                Forecast::Random { near } => {
+                    self.observations.agree_on(near.ip(), &self.own.endpoints).then_some((forecast, by))
+                }
+                Forecast::Sequential { .. } => Some((forecast, by)),
             }
         });
         if let Some((forecast, by)) = forecast {

@@ -225,7 +225,6 @@ fn add_ipv6(machine: &Laptop, device: &str, address: Ipv6Addr) -> Result<()> {
 /// the provider is on the switch, and the network inside.
 fn lay_ipv6(provider: &Laptop, gate: &Laptop, laptop: &Laptop, number: u8) -> Result<(Ipv6Addr, Ipv6Addr)> {
     let (via, inside) = (ipv6(0, PROVIDERS + number), 100 + number);
-    add_ipv6(provider, "core", via)?;
     add_ipv6(provider, "eth0", ipv6(number, 2))?;
     add_ipv6(gate, "eth0", ipv6(number, 1))?;
     add_ipv6(gate, "home", ipv6(inside, 1))?;
@@ -254,6 +253,7 @@ fn home(lab: &mut Lab, name: &str, kind: &Kind, number: u8) -> Result<Home> {
     run(&format!("ip link add core-{} type veth peer name core netns {}", provider.name, provider.name))?;
     run(&format!("ip link set core-{} master switch up", provider.name))?;
     provider.plug_in("core", via)?;
+    add_ipv6(&provider, "core", ipv6(0, PROVIDERS + number))?;
     provider.run("sysctl -qw net.ipv4.ip_forward=1")?;
     let inner = match kernel.carrier {
         None => gate.clone(),

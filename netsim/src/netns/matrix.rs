@@ -112,30 +112,31 @@ impl Outcome {
 #[derive(Debug)]
 pub struct Options {
     kinds: Vec<&'static Kind>,
+    /// Only pairs with one of these, if there are any.
+    with: Vec<&'static Kind>,
     at_once: usize,
     runs: usize,
     out: PathBuf,
 }
 
 impl Options {
-    /// `--kinds a,b,…`, `--pairs N` at a time, `--runs N` of each, `--out DIR`.
+    /// `--kinds a,b,…`, `--with a,b,…` for the pairs of these only, `--pairs N` at a time, `--runs N` of each, `--out DIR`.
     ///
     /// # Errors
     /// When it makes no sense.
     pub fn parse(words: &[&str]) -> Result<Self> {
-        let mut options =
-            Self { kinds: kinds::of_the_kernel().iter().collect(), at_once: 3, runs: 1, out: "target/matrix".into() };
+        let (kinds, out) = (kinds::of_the_kernel().iter().collect(), "target/matrix".into());
+        let mut options = Self { kinds, with: Vec::new(), at_once: 3, runs: 1, out };
         let mut words = words.iter();
         while let Some(word) = words.next() {
             let value = words.next().with_context(|| format!("{word} wants a value"))?;
+            let find = |name| {
+                let all = || kinds::KINDS.map(|kind| kind.name).join(" ");
+                kinds::find(name).with_context(|| format!("no kind {name}; there are: {}", all()))
+            };
             match *word {
-                "--kinds" => {
-                    let find = |name| {
-                        let all = || kinds::KINDS.map(|kind| kind.name).join(" ");
-                        kinds::find(name).with_context(|| format!("no kind {name}; there are: {}", all()))
-                    };
-                    options.kinds = value.split(',').map(find).collect::<Result<_>>()?;
-                }
+                "--kinds" => options.kinds = value.split(',').map(find).collect::<Result<_>>()?,
+                "--with" => options.with = value.split(',').map(find).collect::<Result<_>>()?,
                 "--pairs" => options.at_once = value.parse::<usize>().context("--pairs N")?.max(1),
                 "--runs" => options.runs = value.parse::<usize>().context("--runs N")?.max(1),
                 "--out" => options.out = value.into(),
@@ -155,7 +156,8 @@ pub fn run(options: &Options) -> Result<bool> {
     let out = fs::canonicalize(&options.out)?;
     let mut pairs = Vec::new();
     for (row, a) in options.kinds.iter().enumerate() {
-        pairs.extend(options.kinds[row..].iter().map(|b| [*a, *b]));
+        let is_with = |kind: &Kind| options.with.is_empty() || options.with.iter().any(|with| with.name == kind.name);
+        pairs.extend(options.kinds[row..].iter().filter(|b| is_with(a) || is_with(b)).map(|b| [*a, *b]));
     }
     let pairs: Vec<_> = (0..options.runs).flat_map(|run| pairs.iter().map(move |pair| (run, *pair))).collect();
     let next = AtomicUsize::new(0);
