@@ -16,6 +16,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::config::filter::{MAX_FILTER, Rules};
 use crate::config::{NetworkConfig, NodeConfig, Relaying};
 use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
@@ -33,6 +34,7 @@ const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
 const PEERS: &str = "peers";
 const LOCK: &str = "lock";
+const FILTER: &str = "filter";
 
 /// Networks that come of a party code are called this and four digits of their id.
 pub const PARTY: &str = "party-";
@@ -151,6 +153,11 @@ impl Store {
             (Some(name), _) => bail!("no network {name} in {}; there is: {list}", self.base.display()),
             (None, _) => bail!("several networks in {}; name one of: {list}", self.base.display()),
         }
+    }
+
+    /// The folder of a network.
+    pub fn dir(&self, name: &Name) -> PathBuf {
+        self.base.join(name.as_str())
     }
 
     /// Whether there is a network of this name.
@@ -407,12 +414,16 @@ pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
     let names = folders.filter_map(|folder| {
         let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
         // One that was killed has left its socket.
-        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
-        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+        (name.as_str().starts_with(PARTY) && runs(&api::socket_path(&folder.path()))).then_some(name)
     });
     let mut names: Vec<_> = names.collect();
     names.sort();
     names
+}
+
+/// Whether a node listens at this API socket.
+pub fn runs(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -465,6 +476,35 @@ pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
         tracing::warn!("ignoring {}: {error}", path.display());
         Vec::new()
     })
+}
+
+/// The packet filter of a network's folder: none if there is no such file.
+///
+/// # Errors
+/// With the file's name, and the line if it is no filter: a node must not start with less protection than was meant.
+pub fn load_filter(dir: &Path) -> Result<Rules> {
+    if !dir.join(FILTER).exists() {
+        return Ok(Rules::default());
+    }
+    read_filter(dir)?.parse().with_context(|| dir.join(FILTER).display().to_string())
+}
+
+/// Its text.
+///
+/// # Errors
+/// When there is none, or it is no text.
+pub fn read_filter(dir: &Path) -> Result<String> {
+    let path = dir.join(FILTER);
+    let bytes = read_bounded(&path, MAX_FILTER).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes.to_vec()).with_context(|| format!("{} is no text", path.display()))
+}
+
+/// Keeps a packet filter for the next starts.
+///
+/// # Errors
+/// As the system says.
+pub fn save_filter(dir: &Path, text: &str) -> Result<()> {
+    replace(dir, FILTER, text.as_bytes())
 }
 
 /// Writes all files of a new folder and syncs them.

@@ -77,10 +77,45 @@ impl Roles {
     pub const NONE: Self = Self(0);
     /// Every role there is and will be: what the root holds.
     pub const ALL: Self = Self(u16::MAX);
+    /// Meant to carry others' datagrams: asked first. Any member may do so; this one is there for it.
+    pub const RELAY: Self = Self(1);
+    /// Speaks for stations behind it.
+    pub const BRIDGE: Self = Self(1 << 1);
+    /// Issues invites, expels members.
+    pub const ADMIN: Self = Self(1 << 2);
+
+    /// Each role with the word for it.
+    const NAMED: [(Self, &'static str); 3] = [(Self::RELAY, "relay"), (Self::BRIDGE, "bridge"), (Self::ADMIN, "admin")];
+
+    /// These roles and those.
+    #[must_use]
+    pub fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
+    /// The words for its roles; none for an ordinary member.
+    pub fn names(self) -> impl Iterator<Item = &'static str> {
+        Self::NAMED.into_iter().filter(move |(role, _)| self.contains(*role)).map(|(_, name)| name)
+    }
 
     /// Whether every role of `other` is in `self`.
     pub fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
+    }
+}
+
+/// Text that is no role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the roles are member, relay, bridge and admin")]
+pub struct RoleError;
+
+impl FromStr for Roles {
+    type Err = RoleError;
+
+    /// One role by its word; `member` is none in particular.
+    fn from_str(text: &str) -> Result<Self, RoleError> {
+        let named = Self::NAMED.into_iter().find(|(_, name)| *name == text).map(|(role, _)| role);
+        if text == "member" { Ok(Self::NONE) } else { named.ok_or(RoleError) }
     }
 }
 

@@ -16,7 +16,9 @@ mod party;
 mod words;
 
 pub use address::{AddressError, Ipv4Prefix, Mac, automatic_ipv4, default_prefix, ula_address, ula_prefix};
-pub use certificate::{Certificate, CertificateBody, Chain, ChainError, Kind, Membership, Name, NameError, Roles};
+pub use certificate::{
+    Certificate, CertificateBody, Chain, ChainError, Kind, Membership, Name, NameError, RoleError, Roles,
+};
 pub use invite::{Ago, Contact, Invite, InviteError, MAX_CONTACTS};
 pub use key::{
     DOMAIN_RECORD, IdentityError, NetworkId, NetworkSecret, NoisePublic, NoiseSecret, PeerId, Signature, SigningKey,

@@ -20,11 +20,13 @@
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
 //! | `netcheck` | how this network treats us, asked for an operator |
+//! | `filter` | which rules of the packet filter concern whom |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
 pub mod command;
 pub mod event;
+mod filter;
 mod frames;
 mod handshakes;
 mod homes;
@@ -64,6 +66,7 @@ use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
+use self::filter::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
 use self::netcheck::Netchecks;
@@ -113,6 +116,7 @@ pub struct Node {
     surveys: Surveys,
     hunts: Hunts,
     picture: Picture,
+    filter: Filtering,
     timers: Timers,
     last_stamp: u64,
     outbox: VecDeque<Transmit>,
@@ -169,6 +173,7 @@ impl Node {
             surveys: Surveys::default(),
             hunts: Hunts::default(),
             picture: Picture::default(),
+            filter: Filtering::default(),
             timers: Timers::default(),
             last_stamp: 0,
             outbox: VecDeque::new(),
@@ -254,6 +259,11 @@ impl Node {
             Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
+            Command::Filter => self.reply(id, Reply::Filter(self.filter_info())),
+            Command::LoadFilter { rules } => self.load_filter(id, &rules, now),
+            Command::TestFilter { from, to, protocol, port } => {
+                self.reply(id, self.test_filter(&from, to.as_deref(), &protocol, port));
+            }
         }
     }
 

@@ -86,6 +86,7 @@ impl Node {
         }
         fib.channels = self.channels().collect();
         fib.neighbors = self.roster.neighbors();
+        self.draw_filter(&mut fib);
         Some(Arc::new(fib))
     }
 
@@ -103,6 +104,7 @@ impl Node {
             endpoint: primary.unwrap_or(NOWHERE),
             via,
             path_payload: PATH_PAYLOAD,
+            clauses: None,
         }
     }
 }

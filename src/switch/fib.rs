@@ -10,6 +10,7 @@ use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
 use crate::wire::message::{HEADROOM, TAILROOM};
 
+use super::filter::{Clause, Filter};
 use super::meter::Meter;
 
 /// One member, as forwarding sees it.
@@ -27,6 +28,8 @@ pub struct FibPeer {
     pub via: Option<(SocketAddr, u32)>,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
+    /// Which of its packets the filter lets in; `None`: all.
+    pub clauses: Option<Arc<[Clause]>>,
 }
 
 impl FibPeer {
@@ -74,6 +77,8 @@ pub struct Fib {
     pub neighbors: Arc<BTreeMap<IpAddr, Mac>>,
     /// Whether any member has no live session, so that a flood does not reach everybody at once.
     pub cold: bool,
+    /// What the filters of all peers share; `None` where nothing is filtered.
+    pub filter: Option<Arc<Filter>>,
 }
 
 impl Fib {
@@ -88,6 +93,7 @@ impl Fib {
             channels: HashMap::new(),
             neighbors: Arc::default(),
             cold: false,
+            filter: None,
         }
     }
 

@@ -269,6 +269,11 @@ impl Ingress {
         if neighbor::is_forged(frame, &fib.neighbors) {
             return Verdict::Drop(DropReason::ForgedBinding);
         }
+        if let (Some(filter), Some(clauses)) = (&fib.filter, &peer.clauses)
+            && !filter.admits(clauses, frame, &head, now)
+        {
+            return Verdict::Drop(DropReason::Filtered);
+        }
         let len = frame.len();
         if outer != Ecn::NotCapable && !ecn::decapsulate(outer, frame, &head) {
             return Verdict::Drop(DropReason::Congestion);

@@ -107,6 +107,8 @@ drop_reasons! {
     NotForUs = "not-for-us",
     /// An ARP or neighbour-discovery frame that binds an address against the signed records.
     ForgedBinding = "forged-binding",
+    /// A frame that the packet filter does not let in.
+    Filtered = "filtered",
     /// A datagram that a router marked as congested around a frame that asked for losses instead (RFC 6040).
     Congestion = "congestion",
     /// A superframe from the TAP that makes no sense.
