@@ -102,3 +102,36 @@ fn an_operator_is_told_the_verdict_and_the_rule_that_made_it() {
     let Reply::Filter(info) = world.ask(server, Command::Filter) else { panic!("no rules") };
     assert_eq!((info.rules.len(), info.default.as_str()), (2, "allow"), "the old rules still hold");
 }
+
+/// Broadcasts `frame` from the MAC of `from`; whether it reached the TAP of `to`.
+fn shouts(world: &mut World, from: HostId, to: HostId, ethertype: u16, packet: &[u8]) -> bool {
+    let mac = world.host(from).station.mac.0;
+    let frame = [&[255; 6], &mac[..], &ethertype.to_be_bytes(), packet].concat();
+    world.host_mut(to).station.heard.clear();
+    world.send_frame(from, &frame);
+    world.run_for(SECOND);
+    world.host(to).station.heard.iter().any(|(_, heard)| *heard == frame)
+}
+
+#[test]
+fn who_is_no_bridge_is_no_dhcp_server_and_no_router() {
+    let (mut world, [server, rogue, _]) = lan(4);
+    let address = world.host(rogue).station.ipv4.expect("an address").octets();
+    let dhcp = |from: u16, to: u16| {
+        let mut packet = vec![0x45, 0, 0, 36, 0, 0, 0, 0, 64, 17, 0, 0];
+        packet.extend(address);
+        packet.extend([255; 4]);
+        packet.extend([from.to_be_bytes(), to.to_be_bytes(), [0, 16], [0, 0]].concat());
+        packet.extend([2; 8]);
+        packet
+    };
+    assert!(shouts(&mut world, rogue, server, 0x0800, &dhcp(68, 67)), "a client may look for a server");
+    assert!(!shouts(&mut world, rogue, server, 0x0800, &dhcp(67, 68)));
+    assert_eq!(world.dropped(server, DropReason::RogueDhcp), 1);
+    let mut advertisement = vec![0x60, 0, 0, 0, 0, 16, 58, 255];
+    advertisement.extend(world.host(rogue).station.ipv6.expect("an address").octets());
+    advertisement.extend([[0xff, 2], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0], [0, 1]].concat());
+    advertisement.extend([134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+    assert!(!shouts(&mut world, rogue, server, 0x86dd, &advertisement));
+    assert_eq!(world.dropped(server, DropReason::RogueRouter), 1);
+}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dht::{Record, Verified};
+use crate::identity::Roles;
 use crate::switch::{Fib, FibPeer};
 use crate::wire::relay::channel_behind;
 
@@ -104,6 +105,7 @@ impl Node {
             endpoint: primary.unwrap_or(NOWHERE),
             via,
             path_payload: PATH_PAYLOAD,
+            serves: record.membership().roles().contains(Roles::BRIDGE),
             clauses: None,
         }
     }

@@ -28,6 +28,8 @@ pub struct FibPeer {
     pub via: Option<(SocketAddr, u32)>,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
+    /// Whether it may speak as DHCP server and router: it has the role `bridge`, for whatever is behind it.
+    pub serves: bool,
     /// Which of its packets the filter lets in; `None`: all.
     pub clauses: Option<Arc<[Clause]>>,
 }
