@@ -80,7 +80,7 @@ fn a_rule_of_which_we_are_not_the_receiver_is_not_ours() {
 #[test]
 fn an_operator_is_told_the_verdict_and_the_rule_that_made_it() {
     let (mut world, [server, ada, bob]) = lan(3);
-    let (ada, bob) = (world.host(ada).name.clone(), world.host(bob).name.clone());
+    let (ada, bob) = (world.host(ada).name.to_string(), world.host(bob).name.to_string());
     load(&mut world, server, &format!("# SSH\nallow from {ada} tcp 22\ndeny tcp 22"));
     let mut test = |from: &str, protocol: &str, port| {
         let command = Command::TestFilter { from: from.to_owned(), to: None, protocol: protocol.to_owned(), port };
