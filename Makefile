@@ -1,6 +1,6 @@
 # What CI and the README call, and nothing else. Each target is one script or one cargo line.
 
-.PHONY: help demo test check sim lab matrix bench soak fuzz seeds micro instructions image compose-test setup
+.PHONY: help demo test check sim lab matrix village bench soak fuzz seeds micro instructions image compose-test setup
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ lab: ## the real world: the real binary in network namespaces
 matrix: ## every pair of NATs that the kernel can make, three at a time; about four minutes: KINDS=carrier,public RUNS=1
 	cargo build --quiet --workspace --all-features --bins
 	target/debug/netsim matrix $(if $(KINDS),--kinds $(KINDS)) --runs $(or $(RUNS),1)
+
+village: ## MEMBERS (30) behind NATs but one look each other up, and again when that one is dead; two to three minutes
+	cargo build --quiet --workspace --all-features --bins
+	target/debug/netsim village --members $(or $(MEMBERS),30)
 
 bench: ## what the tunnel costs: ROUNDS=3 PEERS=1 QUICK=1 ONLY=tcp,udp,ping,loss,rate,idle,relay CONGESTION=cubic OUT=target/bench
 	scripts/bench

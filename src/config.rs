@@ -106,6 +106,10 @@ pub struct NodeConfig {
     pub contacts: Vec<Contact>,
     /// Records kept on disk from the last run, as bytes; checked again.
     pub known_records: Vec<Vec<u8>>,
+    /// Statements kept on disk, as bytes; checked again.
+    pub known_statements: Vec<Vec<u8>>,
+    /// The network's secrets kept on disk, the newest first; that of [`NetworkConfig`] is the oldest.
+    pub known_secrets: Vec<NetworkSecret>,
 }
 
 impl NodeConfig {

@@ -62,6 +62,7 @@ fn picture(ours: u8, theirs: u8, path_payload: usize, now: Instant) -> Fib {
         endpoint: SocketAddr::from(([192, 0, 2, theirs], 4747)),
         via: None,
         path_payload,
+        expected_payload: path_payload,
         serves: false,
         clauses: None,
     });

@@ -560,6 +560,7 @@ impl Member {
                 let key = SigningKey::from_seed(&[seed; 32]);
                 let config = BeaconConfig {
                     key: secret(network).beacon_key(),
+                    older: Vec::new(),
                     peer: key.peer_id(),
                     noise: key.noise_secret().public(),
                     port: 4747,

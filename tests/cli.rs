@@ -55,6 +55,12 @@ fn an_invite_may_come_from_standard_input_or_a_file() {
     let file = Machine::new();
     fs::write(file.path("invite"), &invite).expect("write");
     assert!(file.run(&["join", &format!("@{}", file.path("invite").display()), "--name", "beta"]).status.success());
+    let link = founder.json(&["invite"])["link"].clone();
+    assert!(text(&link).starts_with("meshd://join/meshd1-"));
+    assert!(Machine::new().run(&["join", text(&link), "--name", "beta"]).status.success());
+    let code = founder.run(&["invite", "--qr"]).stdout;
+    let code = String::from_utf8(code).expect("text");
+    assert!(code.lines().count() > 20 && code.lines().last().is_some_and(|line| line.starts_with("meshd://join/")));
     let empty = Machine::new();
     assert!(empty.fails_with(&["join", "-"], "").contains("is empty"));
     assert!(empty.fails_with(&["join", "-"], &"x".repeat(100_000)).contains("too long"));
@@ -163,11 +169,51 @@ fn making_a_network_twice_leaves_the_first_alone() {
 }
 
 #[test]
-fn only_the_founder_can_invite() {
-    let machine = Machine::new();
-    let invite = Machine::new().invite_of_new();
-    assert!(machine.run(&["join", &invite, "--name", "beta"]).status.success());
-    assert!(machine.fails(&["invite"]).contains("only the founder of network home can invite"));
+fn only_an_admin_invites_and_expels_and_only_the_founder_makes_admins() {
+    let (founder, member, admin) = (Machine::new(), Machine::new(), Machine::new());
+    let invite = founder.invite();
+    assert!(member.run(&["join", &invite, "--name", "beta"]).status.success());
+    for refused in [&["invite"][..], &["revoke", "alpha"], &["invites", "--withdraw", "first"]] {
+        let line = member.fails(refused);
+        assert!(line.contains("this machine is no admin of network home") || line.contains("no invite"), "{line}");
+    }
+    let boss = founder.json(&["invite", "--role", "admin", "--name", "boss"]);
+    assert_eq!(boss["roles"], serde_json::json!(["relay", "bridge", "admin"]));
+    assert!(admin.run(&["join", text(&boss["invite"]), "--name", "gamma"]).status.success());
+    assert!(admin.fails(&["invite", "--role", "admin"]).contains("only the founder of network home makes admins"));
+    let ticket = admin.json(&["invite", "--role", "relay", "--role", "bridge"]);
+    let newcomer = Machine::new();
+    assert!(newcomer.run(&["join", text(&ticket["invite"]), "--name", "delta"]).status.success());
+    assert!(newcomer.fails(&["invite"]).contains("no admin"));
+    assert_eq!(founder.run(&["invite", "--role", "boss"]).status.code(), Some(2));
+}
+
+#[test]
+fn invites_are_listed_and_withdrawn_and_members_expelled_while_meshd_is_not_running() {
+    let founder = Machine::new();
+    founder.invite();
+    let ticket = founder.json(&["invite", "--name", "guests", "--uses", "5"]);
+    let states = |founder: &Machine| -> Vec<(String, String)> {
+        let list = founder.json(&["invites"]);
+        let list = list.as_array().expect("a list");
+        let mut states: Vec<_> =
+            list.iter().map(|it| (text(&it["name"]).to_owned(), text(&it["state"]).to_owned())).collect();
+        states.sort();
+        states
+    };
+    let named = |name: &str, state: &str| (name.to_owned(), state.to_owned());
+    assert_eq!(states(&founder), [named("first", "open"), named("guests", "open")]);
+    assert!(founder.fails(&["invites", "--withdraw", "nobody"]).contains("no invite is called `nobody`"));
+    let key = text(&ticket["key"]);
+    assert!(founder.run(&["invites", "--withdraw", &key[key.len() - 8..]]).status.success());
+    assert_eq!(states(&founder), [named("first", "open"), named("guests", "withdrawn")]);
+
+    assert!(founder.fails(&["revoke", "beta"]).contains("no member is called `beta`"));
+    let stranger = SigningKey::from_seed(&[9; 32]).peer_id().to_string();
+    let long = "x".repeat(81);
+    assert!(founder.fails(&["revoke", &stranger, "--reason", &long]).contains("at most 80 bytes"));
+    let expelled = founder.json(&["revoke", &stranger, "--reason", "never met"]);
+    assert_eq!((&expelled["peer"], &expelled["told"]), (&stranger.into(), &false.into()));
 }
 
 // ---- The state on disk ----
@@ -334,7 +380,7 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
     }
     assert_eq!(machine.json(&["peers"])["peers"], Value::Array(Vec::new()));
     let table = machine.run(&["peers"]);
-    assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  ENDPOINT  RTT  HEARD\n");
+    assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  ENDPOINT  RTT  HEARD  ROLES\n");
     let stations = machine.json(&["stations"]);
     assert_eq!((&stations["stations"][0]["mac"], &stations["stations"][0]["by"]), (&made["mac"], &"own".into()));
     for question in [&["ping", "nobody"][..], &["ping", "nobody", "--path"], &["why", "nobody"]] {

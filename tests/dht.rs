@@ -27,8 +27,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use meshd::dht::record::{Ipv4Claim, MAX_RECORD, Record, Verified};
+use meshd::dht::statement::Fact;
 use meshd::dht::swarm::{Channels, Prefix, SwarmConfig, start};
-use meshd::dht::{Command, Event, LookupKey, QueryId, Standing};
+use meshd::dht::{Command, Event, LookupKey, Met, QueryId, Standing, Statement};
 use meshd::identity::{
     Certificate, CertificateBody, Chain, Kind, Mac, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds,
     automatic_ipv4, default_prefix, ula_address,
@@ -38,6 +39,9 @@ use meshd::identity::{
 macro_rules! figure {
     ($($text:tt)*) => { writeln!(std::io::stderr(), $($text)*).expect("stderr is there") };
 }
+
+#[path = "dht/circuits.rs"]
+mod circuits;
 
 /// Fifty swarms are load enough for two cores: that test runs alone, the others with one another.
 static LOAD: RwLock<()> = RwLock::new(());
@@ -104,6 +108,45 @@ fn fifty_members_find_one_another_and_go_on_when_a_fifth_is_killed() {
         figure!("a fifth killed at once, the first of all among them");
         let (found, asked, took) = look_up_everything(&nodes, &nodes).await;
         assert!(took < Duration::from_secs(60) && found * 100 >= asked * 99, "at least 99 % are found within 60 s");
+    });
+}
+
+#[test]
+fn an_expelled_member_leaves_every_shard_and_is_parted_from_by_all_who_hear_of_it() {
+    let _others = with_others();
+    runtime().block_on(async {
+        let mesh = Mesh::new(40);
+        let nodes: Vec<_> = (0..6).map(|n| mesh.node(n, 20)).collect();
+        for node in &nodes[1..] {
+            node.dial(&nodes[0]).await;
+        }
+        let (others, outcast) = (&nodes[..5], &nodes[5]);
+        until(20, 50, "every shard has every key", || nodes.iter().all(|node| node.standing().shard_records == 24))
+            .await;
+        others[1].find_soon(LookupKey::Mac(outcast.mac)).await;
+
+        let fact = Fact::Revoked { target: outcast.peer, reason: "left".to_owned() };
+        let chain = Chain { root: mesh.root.peer_id(), links: Vec::new() };
+        let statement = Statement::sign(&mesh.root, &mesh.network, chain, fact, unix_now()).expect("a sound statement");
+        let begun = Instant::now();
+        others[2].send(Command::State(Arc::new(statement))).await;
+        until(5, 20, "its records are gone from every shard", || {
+            others.iter().all(|node| node.standing().shard_records == 20)
+        })
+        .await;
+        figure!("expelled from every shard within {:.2} s", begun.elapsed().as_secs_f64());
+        until(5, 50, "nobody keeps a connection with it", || outcast.standing().connections == 0).await;
+        assert!(others[1].look_up(LookupKey::Mac(outcast.mac)).await.is_none(), "it is still found");
+
+        // Who comes later compares its ledger with the first that it meets.
+        let newcomer = mesh.node(6, 20);
+        newcomer.dial(&others[3]).await;
+        until(10, 50, "the newcomer has every key", || newcomer.standing().shard_records == 24).await;
+        outcast.dial(&newcomer).await;
+        until(10, 50, "the newcomer parts from it too", || {
+            newcomer.refused("peer-expelled") + newcomer.refused("record-of-expelled") > 0
+        })
+        .await;
     });
 }
 
@@ -313,7 +356,7 @@ fn the_overlay_never_becomes_underlay() {
 
         // An endpoint in the overlay is not dialled, and nobody who comes from one is let in.
         ada.dial(&bob).await;
-        ada.send(Command::Dial { peer: bob.peer, endpoints: vec![own] }).await;
+        ada.send(Command::Dial { peer: bob.peer, endpoints: vec![own], homes: vec![] }).await;
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert_eq!(ada.standing().connections, 0);
 
@@ -473,6 +516,17 @@ impl Mesh {
     }
 
     fn record_signed_at(&self, n: u8, sequence: u64, now: UnixSeconds) -> Verified<Record> {
+        self.record_with(n, sequence, now, &[], &[])
+    }
+
+    fn record_with(
+        &self,
+        n: u8,
+        sequence: u64,
+        now: UnixSeconds,
+        endpoints: &[SocketAddr],
+        homes: &[PeerId],
+    ) -> Verified<Record> {
         let key = self.key(n);
         let body = CertificateBody {
             subject: key.peer_id(),
@@ -492,8 +546,8 @@ impl Mesh {
             // By hand: of fifty automatic ones, two may be the same, and then one member loses.
             ipv4: Ipv4Claim { address: (self.prefix().address().to_bits() + 256 + u32::from(n)).into(), fixed: false },
             ipv6: ula_address(&self.network, &mac),
-            endpoints: Vec::new(),
-            homes: Vec::new(),
+            endpoints: endpoints.to_vec(),
+            homes: homes.to_vec(),
             sequence,
             expires: now + 3600,
         };
@@ -508,6 +562,15 @@ impl Mesh {
         let base = SwarmConfig::new(self.key(n), self.network, self.secret(), self.prefix(), at.port());
         let replication = NonZeroUsize::new(k).expect("not zero");
         let config = SwarmConfig { listen: vec![at.ip()], overlay: overlay.to_vec(), replication, ..base };
+        let node = self.run(n, config);
+        for command in [Command::Listening(vec![node.at]), Command::Publish(Box::new(node.record.clone()))] {
+            node.link.commands.try_send(command).expect("there is room for two");
+        }
+        node
+    }
+
+    /// A swarm that has been told nothing: nobody learns where it listens.
+    fn run(&self, n: u8, config: SwarmConfig) -> Node {
         let home = &self.homes[usize::from(n) % self.homes.len()].handle;
         let _inside = home.enter();
         let (directory, Channels { commands, events, listening }) = start(config).expect("it starts");
@@ -515,9 +578,6 @@ impl Mesh {
         let link = Link { commands, state: Arc::default() };
         let reader = home.spawn(read_events(events, Arc::clone(&link.state)));
         let body = home.spawn(directory.run());
-        for command in [Command::Listening(listening.clone()), Command::Publish(Box::new(record.clone()))] {
-            link.commands.try_send(command).expect("there is room for two");
-        }
         Node { peer: record.peer(), mac: record.mac, record, at: listening[0], link, tasks: [reader, body] }
     }
 }
@@ -554,6 +614,7 @@ struct State {
     waiting: BTreeMap<QueryId, oneshot::Sender<Found>>,
     heard: BTreeMap<PeerId, u64>,
     standing: Standing,
+    met: Vec<Met>,
 }
 
 async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>) {
@@ -572,7 +633,8 @@ async fn read_events(mut events: mpsc::Receiver<Event>, state: Arc<Mutex<State>>
                 state.heard.insert(record.peer(), record.sequence);
             }
             Event::Standing(standing) => state.standing = standing,
-            Event::Sighting(_) => {}
+            Event::Met(met) => state.met = met,
+            Event::Sighting(_) | Event::Statement(_) => {}
         }
     }
 }
@@ -603,7 +665,7 @@ impl Node {
     }
 
     async fn dial(&self, other: &Self) {
-        self.send(Command::Dial { peer: other.peer, endpoints: vec![other.at] }).await;
+        self.send(Command::Dial { peer: other.peer, endpoints: vec![other.at], homes: vec![] }).await;
     }
 
     async fn look_up(&self, key: LookupKey) -> Found {

@@ -70,6 +70,7 @@ pub(crate) fn picture(ours: u8, theirs: u8, now: Instant) -> Fib {
         endpoint: SocketAddr::from(([192, 0, 2, theirs], 4747)),
         via: None,
         path_payload: PATH_PAYLOAD,
+        expected_payload: PATH_PAYLOAD,
         serves: false,
         clauses: None,
     });

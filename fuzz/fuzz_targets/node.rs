@@ -76,6 +76,8 @@ fn connected(now: Instant) -> Node {
         relaying: meshd::config::Relaying::default(),
         contacts: Vec::new(),
         known_records: Vec::new(),
+        known_statements: Vec::new(),
+        known_secrets: Vec::new(),
     };
     let mut node = Node::new(config, [9; 32], now, NOW);
     node.handle_endpoints(vec!["192.0.2.4:4747".parse().expect("an endpoint")], now);

@@ -1,7 +1,8 @@
 //! What the targets and the seeds share: one network, its founder, one member, one moment.
 
 use meshd::dht::record::{Ipv4Claim, RECORD_LIFETIME};
-use meshd::dht::{Record, Verified};
+use meshd::dht::statement::Fact;
+use meshd::dht::{Record, Statement, Verified};
 use meshd::identity::{
     Certificate, CertificateBody, Chain, Contact, Invite, Kind, Mac, Name, NetworkId, NetworkSecret, Roles, SigningKey,
     UnixSeconds, default_prefix, ula_address,
@@ -72,6 +73,17 @@ pub fn record(n: u8) -> Verified<Record> {
         expires: NOW + RECORD_LIFETIME,
     };
     Verified::sign(&key(n), &network(), record, NOW).expect("a sound record")
+}
+
+/// The chain of the root itself.
+pub fn root() -> Chain {
+    Chain { root: key(1).peer_id(), links: Vec::new() }
+}
+
+/// That the member of key 5 was expelled by the founder.
+pub fn revocation() -> Statement {
+    let fact = Fact::Revoked { target: key(5).peer_id(), reason: "left".to_owned() };
+    Statement::sign(&key(1), &network(), root(), fact, NOW).expect("a sound statement")
 }
 
 /// `text` as a name.

@@ -15,7 +15,7 @@ use meshd::wire::ethernet::FrameHead;
 use meshd::wire::header::{HEADER_LEN, TAG_LEN};
 use meshd::wire::message::INNER_LEN;
 use meshd::wire::{Batch, Checksum, Header, Inner, Message};
-use meshd_fuzz::{INDEX, NOW, invite, key, local, record, secret};
+use meshd_fuzz::{INDEX, NOW, invite, key, local, record, revocation, secret};
 
 fn main() {
     let mut datagram = [0xa5; HEADER_LEN + INNER_LEN + TAG_LEN];
@@ -25,6 +25,7 @@ fn main() {
         ("inner-frame", Inner::Frame(Checksum::Valid)),
         ("inner-bundle", Inner::Bundle),
         ("inner-message", Inner::Message),
+        ("inner-padded", Inner::Padded(9)),
         ("inner-fragment", Inner::Fragment { id: 9, part: 3, last: true }),
     ] {
         let mut bytes = [0; INNER_LEN];
@@ -51,6 +52,12 @@ fn main() {
     seed("record", "signed", record(3).bytes());
     seed("record", "unsigned", &canonical::encode(&*record(3)));
     seed("record", "of-the-root", &canonical::encode(&*record(1)));
+
+    seed("statement", "revocation", revocation().bytes());
+    seed("statement", "fact", &canonical::encode(revocation().fact()));
+    let link = record(3).chain.links.last().expect("a member's").clone();
+    let joined = meshd::dht::statement::Fact::Redeemed { invite: key(2).peer_id(), certificate: link };
+    seed("statement", "redeemed", &canonical::encode(&joined));
 
     let payload = record(3).bytes().to_vec();
     let bob = key(4).noise_secret().public();
@@ -88,6 +95,10 @@ fn main() {
         Message::Pong { nonce: 1, observed },
         Message::Record(record(5).bytes().to_vec()),
         Message::Keepalive,
+        Message::Statement(revocation().bytes().to_vec()),
+        Message::Ledger { digest: [1; 16] },
+        Message::Buckets(vec![1; 512]),
+        Message::Secret { epoch: revocation().bytes().to_vec(), secret: [1; 32] },
         Message::Goodbye,
     ];
     let all: Vec<u8> = messages.iter().flat_map(|message| input(0, &message.encode())).collect();

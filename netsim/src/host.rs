@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use meshd::config::NodeConfig;
 use meshd::dht;
-use meshd::identity::{Mac, PeerId, UnixSeconds};
+use meshd::identity::{Mac, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
 use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, Transmit};
 use meshd::switch::{Fib, Forwarder};
@@ -57,6 +57,12 @@ pub struct Output {
     pub addresses: Vec<(Mac, IpAddr, IpAddr, Option<String>)>,
     /// The records to keep on disk, replacing those kept before.
     pub persist: Option<Vec<Vec<u8>>>,
+    /// The statements to keep on disk, replacing those kept before.
+    pub keep: Option<Vec<Vec<u8>>>,
+    /// The network's secrets, newest first, if there is a new one.
+    pub secrets: Option<Vec<NetworkSecret>>,
+    /// Whether the node was told that it is no member any more.
+    pub expelled: bool,
     /// What the user sees.
     pub changes: Vec<(PeerId, PeerChange)>,
 }
@@ -70,6 +76,9 @@ impl Output {
             && self.replies.is_empty()
             && self.addresses.is_empty()
             && self.persist.is_none()
+            && self.keep.is_none()
+            && self.secrets.is_none()
+            && !self.expelled
             && self.changes.is_empty()
     }
 }
@@ -135,6 +144,12 @@ impl Process {
     /// News from the directory.
     pub fn directory(&mut self, event: dht::Event, now: Instant, output: &mut Output) {
         self.node.handle_directory(event, now);
+        self.drain(now, output);
+    }
+
+    /// The directory was started anew.
+    pub fn new_directory(&mut self, now: Instant, output: &mut Output) {
+        self.node.handle_new_directory();
         self.drain(now, output);
     }
 
@@ -261,8 +276,11 @@ impl Process {
                     again = true;
                 }
                 Event::Sockets(kept) => self.keep = Some(kept),
-                // A virtual member whose certificate ends goes on, as one that does not obey would.
+                Event::Secrets(secrets) => output.secrets = Some(secrets),
+                Event::Keep(statements) => output.keep = Some(statements),
+                // A virtual member that is none any more goes on, as one that does not obey would.
                 Event::MembershipEnded => (),
+                Event::Expelled(_) => output.expelled = true,
                 Event::PeerChange { peer, change, .. } => output.changes.push((peer, change)),
             }
         }

@@ -7,10 +7,43 @@ use crate::nat::NatKind;
 pub struct Kind {
     /// One word, for tables and the command line.
     pub name: &'static str,
-    /// In the virtual world, and for the oracle.
+    /// Which of IP it speaks.
+    pub families: Families,
+    /// In the virtual world, and for the oracle: for IPv4, or for IPv6 where that is all there is.
     pub nat: NatKind,
-    /// In the real world.
+    /// In the real world, the same.
     pub kernel: Kernel,
+}
+
+/// The address families of a home.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both; what is between it and the IPv6 Internet is a stateful firewall, as with every provider.
+    Both,
+}
+
+impl Families {
+    /// Whether it has IPv4.
+    pub fn has_ipv4(self) -> bool {
+        self != Self::V6
+    }
+
+    /// Whether it has IPv6.
+    pub fn has_ipv6(self) -> bool {
+        self != Self::V4
+    }
+}
+
+impl Kind {
+    /// What is between it and the Internet of IPv4, if it has that, and of IPv6.
+    pub fn boxes(&self) -> [Option<NatKind>; 2] {
+        let ipv6 = if self.families == Families::V6 { self.nat } else { NatKind::FIREWALL };
+        [self.families.has_ipv4().then_some(self.nat), self.families.has_ipv6().then_some(ipv6)]
+    }
 }
 
 /// How nft(8) makes the kernel such a box.
@@ -82,18 +115,30 @@ impl Kernel {
 }
 
 /// All of them, from easy to hard where they can be ordered; the last lets no UDP out.
-pub const KINDS: [Kind; 14] = [
-    Kind { name: "public", nat: NatKind::PUBLIC, kernel: Kernel { unasked: Unasked::Passes, ..Kernel::ROUTER } },
-    Kind { name: "firewall", nat: NatKind::FIREWALL, kernel: Kernel::ROUTER },
-    Kind { name: "full-cone", nat: NatKind::FULL_CONE, kernel: Kernel { lets_in: Some(""), ..Kernel::HOME } },
+pub const KINDS: [Kind; 17] = [
+    Kind {
+        name: "public",
+        families: Families::V4,
+        nat: NatKind::PUBLIC,
+        kernel: Kernel { unasked: Unasked::Passes, ..Kernel::ROUTER },
+    },
+    Kind { name: "firewall", families: Families::V4, nat: NatKind::FIREWALL, kernel: Kernel::ROUTER },
+    Kind {
+        name: "full-cone",
+        families: Families::V4,
+        nat: NatKind::FULL_CONE,
+        kernel: Kernel { lets_in: Some(""), ..Kernel::HOME },
+    },
     Kind {
         name: "address-restricted",
+        families: Families::V4,
         nat: NatKind::ADDRESS_RESTRICTED,
         kernel: Kernel { lets_in: Some("ip saddr . udp dport @asked"), ..Kernel::HOME },
     },
-    Kind { name: "port-restricted", nat: NatKind::PORT_RESTRICTED, kernel: Kernel::HOME },
+    Kind { name: "port-restricted", families: Families::V4, nat: NatKind::PORT_RESTRICTED, kernel: Kernel::HOME },
     Kind {
         name: "not-preserving",
+        families: Families::V4,
         nat: NatKind::PORT_RESTRICTED_NOT_PRESERVING,
         // The same for all destinations, and nobody can tell it from the port inside.
         kernel: Kernel {
@@ -103,16 +148,19 @@ pub const KINDS: [Kind; 14] = [
     },
     Kind {
         name: "careless-linux",
+        families: Families::V4,
         nat: NatKind::CARELESS_LINUX,
         kernel: Kernel { unasked: Unasked::Answers, ..Kernel::HOME },
     },
     Kind {
         name: "symmetric-random",
+        families: Families::V4,
         nat: NatKind::SYMMETRIC_RANDOM,
         kernel: Kernel { source: Source::Said("masquerade fully-random"), ..Kernel::HOME },
     },
     Kind {
         name: "symmetric-sequential",
+        families: Families::V4,
         nat: NatKind::SYMMETRIC_SEQUENTIAL,
         // A number for each new flow.
         kernel: Kernel { source: Source::Counted { by: "numgen inc", first: 20_000, count: 4096 }, ..Kernel::HOME },
@@ -120,28 +168,50 @@ pub const KINDS: [Kind; 14] = [
     // If two flows of a pair meet in it, the kernel changes the source port of the one from outside: harder than need be.
     Kind {
         name: "symmetric-open",
+        families: Families::V4,
         nat: NatKind::SYMMETRIC_OPEN_FILTER,
         kernel: Kernel { source: Source::Said("masquerade fully-random"), lets_in: Some(""), ..Kernel::HOME },
     },
-    Kind { name: "carrier", nat: NatKind::CARRIER, kernel: Kernel { carrier: Some(&Kernel::CARRIER), ..Kernel::HOME } },
+    Kind {
+        name: "carrier",
+        families: Families::V4,
+        nat: NatKind::CARRIER,
+        kernel: Kernel { carrier: Some(&Kernel::CARRIER), ..Kernel::HOME },
+    },
     Kind {
         name: "symmetric-carrier",
+        families: Families::V4,
         nat: NatKind::CARRIER_SYMMETRIC,
         kernel: Kernel { carrier: Some(&Kernel::CARRIER_SYMMETRIC), ..Kernel::HOME },
     },
+    // As mobile networks are, but for those that translate to IPv4 (NAT64).
+    Kind { name: "ipv6-only", families: Families::V6, nat: NatKind::FIREWALL, kernel: Kernel::ROUTER },
+    Kind { name: "dual-stack", families: Families::Both, nat: NatKind::PORT_RESTRICTED, kernel: Kernel::HOME },
+    // Where the provider has IPv6 for everybody and has run out of IPv4 (DS-Lite).
+    Kind {
+        name: "symmetric-dual-stack",
+        families: Families::Both,
+        nat: NatKind::SYMMETRIC_RANDOM,
+        kernel: Kernel { source: Source::Said("masquerade fully-random"), ..Kernel::HOME },
+    },
     // In the real world a program beside the kernel does it: netsim/tests/portmap.rs.
-    Kind { name: "maps-ports", nat: NatKind::UPNP, kernel: Kernel::HOME },
-    Kind { name: "udp-blocked", nat: NatKind::UDP_BLOCKED, kernel: Kernel { passes_udp: false, ..Kernel::HOME } },
+    Kind { name: "maps-ports", families: Families::V4, nat: NatKind::UPNP, kernel: Kernel::HOME },
+    Kind {
+        name: "udp-blocked",
+        families: Families::V4,
+        nat: NatKind::UDP_BLOCKED,
+        kernel: Kernel { passes_udp: false, ..Kernel::HOME },
+    },
 ];
 
 /// Those that let UDP out.
 pub fn with_udp() -> &'static [Kind] {
-    &KINDS[..13]
+    &KINDS[..16]
 }
 
 /// Those of them that the kernel makes alone.
 pub fn of_the_kernel() -> &'static [Kind] {
-    &KINDS[..12]
+    &KINDS[..15]
 }
 
 /// The one of this name.

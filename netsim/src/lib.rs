@@ -16,6 +16,7 @@
 //! | [`nat`] | boxes between homes and the Internet: mapping, filtering, memory |
 //! | [`kinds`] | the kinds of boxes of every matrix, in both worlds |
 //! | [`directory`] | a model of libp2p and mDNS behind [`meshd::dht::Command`] and [`meshd::dht::Event`] |
+//! | `circuits` | the same model's connections: by TCP, or through relays |
 //! | [`play`] | what a test does with a world |
 //! | [`oracle`] | which pairs must be connected, and whether they are |
 //! | [`trace`] | what happened, byte for byte |
@@ -23,6 +24,7 @@
 //!
 //! The real world (`netns`: network namespaces around the real binary) is behind the feature `lab`.
 
+mod circuits;
 pub mod directory;
 pub mod heap;
 pub mod host;

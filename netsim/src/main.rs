@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use netsim::netns::bench::{self, Options};
 use netsim::netns::load::{self, Sender};
-use netsim::netns::{self, Lab, Place, attack, checked, demo, matrix, soak, start};
+use netsim::netns::{self, Lab, Place, attack, checked, demo, matrix, soak, start, village};
 
 const USAGE: &str = "\
 usage: netsim demo               five laptops on one switch without Internet
@@ -26,6 +26,8 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim checked …          inside the lab only: loads of which every byte is checked
        netsim matrix [--kinds a,b,...] [--pairs N] [--runs N] [--out DIR]
                                  every pair of boxes against the oracle, N (3) at a time, N (1) runs of each
+       netsim village [--members N] [--rest SECONDS] [--only-rest]
+                                 N (30) members, all but one behind boxes: everybody looks up everybody, the one is killed
        netsim soak [--minutes N] full load in both directions for N (10) minutes: leaks, stalls, rekeys
 
 The meshd beside this binary is run, or the one that MESHD_BIN names.";
@@ -80,6 +82,10 @@ fn work() -> Result<ExitCode> {
         ["matrix", rest @ ..] => {
             let good = matrix::run(&matrix::Options::parse(rest)?)?;
             Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        }
+        ["village", rest @ ..] => {
+            let options = village::Options::parse(rest)?;
+            inside(&arguments, options.limit(), |lab| village::run(lab, options))
         }
         ["soak"] => soak(&arguments, 10),
         ["soak", "--minutes", minutes] => soak(&arguments, minutes.parse::<u32>().context("--minutes N")?.max(1)),

@@ -417,6 +417,12 @@ impl NatBox {
         Some(outside)
     }
 
+    /// Whom everybody is let in to at an outside endpoint, because somebody asked for that.
+    pub fn mapped_to(&self, outside: SocketAddr, now: Duration) -> Option<SocketAddr> {
+        self.open.get(&outside).filter(|until| **until > now)?;
+        self.owner(outside, now).map(|(inside, _)| inside)
+    }
+
     /// A datagram from outside; whom it goes to inside.
     ///
     /// # Errors

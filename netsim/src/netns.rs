@@ -28,6 +28,7 @@ pub mod routed;
 pub mod soak;
 pub mod start;
 pub mod trial;
+pub mod village;
 pub mod vlan;
 pub mod wire;
 
@@ -437,6 +438,22 @@ impl Node {
             Ok(ended.is_some())
         })?;
         ended.context("it ended")
+    }
+
+    /// SIGSTOP: it does nothing, as a machine that is suspended.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn pause(&self) -> Result<()> {
+        signal("STOP", self.child.id())
+    }
+
+    /// SIGCONT.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn resume(&self) -> Result<()> {
+        signal("CONT", self.child.id())
     }
 
     /// Its process.

@@ -8,12 +8,13 @@ use meshd::node::command::PeerInfo;
 use meshd::node::{Command, CommandId, Reply};
 use meshd::wire::{Counters, DropReason};
 
+use crate::directory::Ground;
 use crate::host::HostId;
 use crate::link::Conditions;
 use crate::nat::NatKind;
 use crate::oracle;
 use crate::station::{Conversation, MIN_FRAME, Said};
-use crate::topology::{BoxId, SegmentId};
+use crate::topology::{BoxId, Prefix, SegmentId};
 use crate::trace::fingerprint;
 use crate::world::{What, World};
 
@@ -40,10 +41,20 @@ impl World {
         self.topology.add_segment(false, Conditions::WAN)
     }
 
+    /// The Internet of IPv6, for those who have it.
+    pub fn internet_of_ipv6(&mut self) -> SegmentId {
+        self.topology.add_internet_of_ipv6(Conditions::WAN)
+    }
+
     /// A LAN behind a box that is a customer on `outside`: an Internet, or a carrier's network. Hosts are added to it
     /// as to any.
     pub fn home_behind(&mut self, kind: NatKind, outside: SegmentId) -> (SegmentId, BoxId) {
         let number = self.topology.segments() as u8;
+        if self.topology.is_ipv6(outside) {
+            assert!(!kind.translates, "nobody translates IPv6");
+            let lan = self.topology.add_segment_at(Prefix::V6(number.into()), true, Conditions::LAN);
+            return (lan, self.add_box(kind, lan, outside));
+        }
         // Without translation addresses are public; these look like those kept for documentation (RFC 5737).
         let prefix = if kind.translates { [192, 168, number] } else { [203, 0, number] };
         self.home_at(prefix, kind, outside)
@@ -51,7 +62,7 @@ impl World {
 
     /// The same, with addresses of `prefix`/24, which other homes may have too.
     pub fn home_at(&mut self, prefix: [u8; 3], kind: NatKind, outside: SegmentId) -> (SegmentId, BoxId) {
-        let lan = self.topology.add_segment_at(prefix, true, Conditions::LAN);
+        let lan = self.topology.add_segment_at(Prefix::V4(prefix), true, Conditions::LAN);
         (lan, self.add_box(kind, lan, outside))
     }
 
@@ -59,7 +70,7 @@ impl World {
     /// has them.
     pub fn carrier(&mut self, kind: NatKind, internet: SegmentId) -> (SegmentId, BoxId) {
         let number = self.topology.segments() as u8;
-        let access = self.topology.add_segment_at([100, 64, number], false, Conditions::ACCESS);
+        let access = self.topology.add_segment_at(Prefix::V4([100, 64, number]), false, Conditions::ACCESS);
         (access, self.add_box(kind, access, internet))
     }
 
@@ -77,13 +88,13 @@ impl World {
 
     /// `count` laptops of the home network on one segment, not started.
     pub fn laptops(&mut self, count: usize, segment: SegmentId) -> Vec<HostId> {
-        let home = self.home().clone();
-        (0..count)
-            .map(|_| {
-                let name = format!("laptop-{}", self.hosts.len());
-                self.add_host(&name, &home, &[segment])
-            })
-            .collect()
+        (0..count).map(|_| self.laptop(&[segment])).collect()
+    }
+
+    /// A laptop of the home network with a cable in each of these, not started.
+    pub fn laptop(&mut self, segments: &[SegmentId]) -> HostId {
+        let (home, name) = (self.home().clone(), format!("laptop-{}", self.hosts.len()));
+        self.add_host(&name, &home, segments)
     }
 
     /// A switch with `count` laptops, all started at once.
@@ -115,6 +126,8 @@ impl World {
     /// Forgets what a host kept on disk, besides its key.
     pub fn wipe(&mut self, host: HostId) {
         self.hosts[host.0].kept.clear();
+        self.hosts[host.0].ledger.clear();
+        self.hosts[host.0].secrets.clear();
     }
 
     /// Plugs a host's cables in or out; it notices soon.
@@ -158,6 +171,21 @@ impl World {
         self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
     }
 
+    /// Stops a host's process (SIGSTOP): it does nothing, and its clocks go on.
+    pub fn freeze(&mut self, host: HostId) {
+        self.fall_asleep(host);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self, id: HostId) {
+        self.note(id, format_args!("thaw"));
+        let host = &mut self.hosts[id.0];
+        (host.asleep_since, host.wake_at) = (None, None);
+        let life = host.life;
+        self.schedule(id);
+        self.push(WALL_CLOCK_DELAY, What::WallTime(id, life));
+    }
+
     /// A host's wall clock is set to be `ahead` of the true time, or behind it; seconds.
     pub fn set_clock(&mut self, id: HostId, ahead: i64) {
         self.hosts[id.0].ahead = ahead;
@@ -171,8 +199,13 @@ impl World {
     }
 
     fn review(&mut self) {
-        let agenda = self.directory.review(&self.topology);
+        let agenda = self.directory.review(Ground { topology: &self.topology, now: self.now(), unix: self.unix_now() });
         self.enter(agenda);
+    }
+
+    /// From now on a host's node says of everybody that it is where `lie` says, and speaks with them nevertheless.
+    pub fn make_liar(&mut self, host: HostId, lie: fn(SocketAddr) -> SocketAddr) {
+        self.host_mut(host).lie = Some(lie);
     }
 
     /// Adds a conversation; its first ping goes out `after` a while.
@@ -294,6 +327,7 @@ impl World {
             | Reply::Netcheck(_)
             | Reply::Filter(_)
             | Reply::FilterVerdict(_)
+            | Reply::Stated { .. }
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),
         }

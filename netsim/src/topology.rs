@@ -7,9 +7,12 @@
 //! A segment may have a gateway: a [`NatBox`] with one port on it and one on another segment, which may have a gateway
 //! again. What is addressed to nobody on a host's segments goes there. An address is one only within its segment, so
 //! two homes may use the same ones.
+//!
+//! A segment speaks IPv4 or IPv6. Who has both is plugged into a segment of each, and so is the Internet two: the cables
+//! may be the same, but nothing gets from one family to the other.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use crate::host::HostId;
@@ -47,13 +50,44 @@ pub enum Owner {
     Outside(BoxId),
 }
 
+/// The addresses of a segment, where they matter: what is among them never goes to the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Prefix {
+    /// A /24.
+    V4([u8; 3]),
+    /// The /64 of this number in 2001:db8::/32 (RFC 3849).
+    V6(u16),
+}
+
+impl Prefix {
+    /// The address of its `number`th port.
+    fn address(self, number: u16) -> IpAddr {
+        match self {
+            Self::V4([a, b, c]) => {
+                assert!(number < 255, "a /24 is full");
+                IpAddr::from([a, b, c, number as u8])
+            }
+            Self::V6(network) => Ipv6Addr::new(0x2001, 0xdb8, network, 0, 0, 0, 0, number).into(),
+        }
+    }
+
+    fn contains(self, address: IpAddr) -> bool {
+        match (self, address) {
+            (Self::V4(prefix), IpAddr::V4(address)) => address.octets()[..3] == prefix,
+            (Self::V6(network), IpAddr::V6(address)) => address.segments()[..4] == [0x2001, 0xdb8, network, 0],
+            (Self::V4(_), IpAddr::V6(_)) | (Self::V6(_), IpAddr::V4(_)) => false,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Segment {
     /// Whether multicast reaches everybody, so that mDNS works: a LAN, not the Internet.
     multicast: bool,
+    /// Whether hosts reach its gateway only, as guests on a wireless LAN.
+    isolated: bool,
     conditions: Conditions,
-    /// The /24 of its addresses, where that matters: what is in it never goes to the gateway.
-    prefix: Option<[u8; 3]>,
+    prefix: Option<Prefix>,
     /// Routers that a datagram passes from port to port.
     routers: u8,
     gateway: Option<BoxId>,
@@ -93,7 +127,8 @@ impl Topology {
     /// Adds a segment: a LAN if it carries multicast, else an Internet.
     pub fn add_segment(&mut self, multicast: bool, conditions: Conditions) -> SegmentId {
         let routers = if multicast { 0 } else { INTERNET_ROUTERS };
-        self.segments.push(Segment { multicast, conditions, prefix: None, routers, gateway: None, ports: Vec::new() });
+        let (isolated, prefix, gateway, ports) = (false, None, None, Vec::new());
+        self.segments.push(Segment { multicast, isolated, conditions, prefix, routers, gateway, ports });
         SegmentId(self.segments.len() - 1)
     }
 
@@ -102,12 +137,30 @@ impl Topology {
         self.segments.len()
     }
 
-    /// Adds a segment without routers whose addresses are a /24, which others may use too.
-    pub fn add_segment_at(&mut self, prefix: [u8; 3], multicast: bool, conditions: Conditions) -> SegmentId {
+    /// Adds a segment without routers whose addresses are of a prefix, which others may use too.
+    pub fn add_segment_at(&mut self, prefix: Prefix, multicast: bool, conditions: Conditions) -> SegmentId {
         let segment = self.add_segment(multicast, conditions);
         let added = &mut self.segments[segment.0];
         (added.prefix, added.routers) = (Some(prefix), 0);
         segment
+    }
+
+    /// Adds an Internet of IPv6.
+    pub fn add_internet_of_ipv6(&mut self, conditions: Conditions) -> SegmentId {
+        let prefix = Prefix::V6(self.segments.len() as u16);
+        let segment = self.add_segment_at(prefix, false, conditions);
+        self.segments[segment.0].routers = INTERNET_ROUTERS;
+        segment
+    }
+
+    /// Keeps the hosts of a segment apart: each reaches the gateway only.
+    pub fn isolate(&mut self, segment: SegmentId) {
+        self.segments[segment.0].isolated = true;
+    }
+
+    /// Whether a segment speaks IPv6.
+    pub fn is_ipv6(&self, segment: SegmentId) -> bool {
+        matches!(self.segments[segment.0].prefix, Some(Prefix::V6(_)))
     }
 
     /// Puts a box between a segment and another, nearer to the Internet, where it gets an address. It is the gateway
@@ -138,9 +191,8 @@ impl Topology {
         let number = segment.ports.len() + 1;
         let [.., high, low] = (number as u32).to_be_bytes();
         // 192.168.x for LANs as at home; beyond 250 hosts, and for the Internet, 198.18/15 (RFC 2544, for benchmarks).
-        let address = if let Some([a, b, c]) = segment.prefix {
-            assert!(number < 255, "a /24 is full");
-            IpAddr::from([a, b, c, low])
+        let address = if let Some(prefix) = segment.prefix {
+            prefix.address(number as u16)
         } else if segment.multicast && number < 250 && id.0 < 256 {
             IpAddr::from([192, 168, id.0 as u8, low])
         } else {
@@ -235,6 +287,11 @@ impl Topology {
         (self.boxes[id.0].inside, self.boxes[id.0].outside)
     }
 
+    /// What the link of a port is like.
+    pub fn conditions(&self, port: PortId) -> Conditions {
+        self.ports[port.0].link.conditions
+    }
+
     /// Changes what every cable of `segment` is like.
     pub fn set_conditions(&mut self, segment: SegmentId, conditions: Conditions) {
         self.segments[segment.0].conditions = conditions;
@@ -273,7 +330,8 @@ impl Topology {
         if ports.iter().any(|out| is_here(&out)) {
             return None;
         }
-        ports.iter().find_map(|out| Some((*out, self.gateway_from(*out)?)))
+        let of_family = |out: &&PortId| self.ports[out.0].address.is_ipv6() == to.is_ipv6();
+        ports.iter().filter(of_family).find_map(|out| Some((*out, self.gateway_from(*out)?)))
     }
 
     /// The next part of the way to an address, for a box that sends out of `out`.
@@ -308,8 +366,7 @@ impl Topology {
 
     fn is_on_link(&self, segment: SegmentId, to: IpAddr) -> bool {
         let prefix = self.segments[segment.0].prefix;
-        let is_of_prefix = matches!((prefix, to), (Some(prefix), IpAddr::V4(to)) if to.octets()[..3] == prefix);
-        is_of_prefix || self.by_address.contains_key(&(segment, to))
+        prefix.is_some_and(|prefix| prefix.contains(to)) || self.by_address.contains_key(&(segment, to))
     }
 
     /// Who gets what `host` sends to an endpoint, if every box lets it pass: an oracle's question, no datagram moves.
@@ -341,10 +398,25 @@ impl Topology {
         nat.kind().translates && nat.address() == address
     }
 
-    /// The host that a connection from `host` to an address ends at. Gateways let TCP out, and nothing in that was
-    /// not asked for.
-    pub fn dial(&self, host: HostId, to: IpAddr) -> Option<HostId> {
-        self.outward(host, to, |_| true)
+    /// The host that a connection from `host` to an endpoint ends at. Gateways let TCP out, and in only what they were asked to map.
+    pub fn dial(&self, host: HostId, mut to: SocketAddr, now: Duration) -> Option<HostId> {
+        let (_, mut into) = self.first_hop(host, to.ip())?;
+        for _ in 0..MAX_BOXES {
+            let out = match self.ports[into.0].owner {
+                Owner::Host(other) => return Some(other),
+                Owner::Inside(id) if self.is_outside_of(id, to.ip()) => return None,
+                Owner::Inside(id) => self.boxes[id.0].outside,
+                Owner::Outside(id) => {
+                    let nat = &self.boxes[id.0].nat;
+                    if !nat.kind().is_open() {
+                        to = nat.mapped_to(to, now)?;
+                    }
+                    self.boxes[id.0].inside
+                }
+            };
+            into = self.next_hop(out, to.ip())?;
+        }
+        None
     }
 
     /// Whether `a` gets to `b` without help: on a segment of both, or outwards through gateways that satisfy `passes`.
@@ -440,7 +512,9 @@ impl Topology {
     /// Whether a datagram on its way between two ports still arrives: a pulled cable loses what is on it.
     pub fn adjacent(&self, a: PortId, b: PortId) -> bool {
         let (a, b) = (&self.ports[a.0], &self.ports[b.0]);
-        a.segment == b.segment && a.island == b.island && a.plugged && b.plugged && a.owner != b.owner
+        let guests = matches!((a.owner, b.owner), (Owner::Host(_), Owner::Host(_)));
+        let apart = a.island != b.island || guests && self.segments[a.segment.0].isolated;
+        a.segment == b.segment && !apart && a.plugged && b.plugged && a.owner != b.owner
     }
 
     /// The hosts at and behind a port, seen from its segment.

@@ -39,8 +39,14 @@ impl World {
     }
 
     pub(crate) fn transmit(&mut self, from: HostId, port: u16, target: SocketAddr, ttl: u8, bytes: Vec<u8>) {
+        let hop = self.topology.first_hop(from, target.ip());
+        // A kernel does not take what its own interface cannot carry: nothing is sent.
+        if hop.is_some_and(|(out, _)| bytes.len() + headers(target) > self.topology.conditions(out).mtu) {
+            return self.note(from, format_args!("refused {target} {}", bytes.len()));
+        }
         self.note(from, format_args!("send {target} {} {:016x}", bytes.len(), fingerprint(&bytes)));
         let now = self.now();
+        let target = self.host(from).truth.get(&target).copied().unwrap_or(target);
         let costs = &mut self.host_mut(from).costs;
         let kind = bytes.first().copied().filter(|kind| (1..=4).contains(kind)).unwrap_or(0);
         costs.sent[usize::from(kind)] += 1;
@@ -48,7 +54,7 @@ impl World {
         if let Some(captured) = self.captured.as_mut().filter(|captured| captured.len() < MAX_CAPTURED) {
             captured.push(Captured { at: now, from, endpoint: target, bytes: bytes.clone() });
         }
-        let Some((out, into)) = self.topology.first_hop(from, target.ip()) else { return self.go_astray(&bytes) };
+        let Some((out, into)) = hop else { return self.go_astray(&bytes) };
         if let Some((to, PORT)) = self.topology.destination_from(into, target, now) {
             let sent = self.sent.entry((from, to)).or_default();
             *sent = (sent.0 + 1, sent.1 + bytes.len() as u64);
@@ -63,8 +69,7 @@ impl World {
             socket_at(packet.target.port()).is_some() || !matches!(self.topology.owner(*into), Owner::Host(_))
         };
         let Some(into) = into.filter(is_heard) else { return self.go_astray(&packet.bytes) };
-        let headers = if packet.target.is_ipv4() { 28 } else { 48 };
-        let (now, len) = (self.now(), packet.bytes.len() + headers);
+        let (now, len) = (self.now(), packet.bytes.len() + headers(packet.target));
         let carried = self.topology.carry(out, len, now, &mut self.links);
         let routers = self.topology.routers_at(out);
         if packet.ttl <= routers {
@@ -95,7 +100,7 @@ impl World {
                 let number =
                     socket_at(target.port()).filter(|number| process.is_none_or(|process| process.listens_at(*number)));
                 let Some(number) = number else { return self.go_astray(&bytes) };
-                let source = through(number, source);
+                let source = through(number, self.told(host, source));
                 self.note(host, format_args!("recv {source} {}", bytes.len()));
                 *self.arrived.entry((from, host)).or_default() += 1;
                 self.drive(host, |process, scratch, now, output| {
@@ -105,6 +110,14 @@ impl World {
             Owner::Inside(id) => self.pass_out(id, packet),
             Owner::Outside(id) => self.pass_in(id, packet),
         }
+    }
+
+    /// From where a host says that something came: the node itself cannot lie, so it is lied to, as by a proxy before it.
+    fn told(&mut self, host: HostId, source: SocketAddr) -> SocketAddr {
+        let host = self.host_mut(host);
+        let Some(lie) = host.lie else { return source };
+        host.truth.insert(lie(source), source);
+        lie(source)
     }
 
     /// A datagram from inside reached its gateway.
@@ -167,6 +180,11 @@ impl World {
     fn go_astray(&mut self, bytes: &[u8]) {
         self.astray = (self.astray.0 + 1, self.astray.1 + bytes.len() as u64);
     }
+}
+
+/// What IP and UDP put before a datagram, bytes.
+fn headers(target: SocketAddr) -> usize {
+    if target.is_ipv4() { 28 } else { 48 }
 }
 
 #[cfg(test)]
@@ -310,7 +328,10 @@ mod tests {
         let (open, _) = home(&mut world, NatKind::PUBLIC, internet);
         let here = endpoint(&world, open);
         assert!(arrives(&mut world, public, here, TTL, open));
-        assert!(world.topology.connects(public, open) && world.topology.dial(public, here.ip()) == Some(open));
+        assert!(
+            world.topology.connects(public, open)
+                && world.topology.dial(public, here, std::time::Duration::ZERO) == Some(open)
+        );
     }
 
     #[test]
@@ -341,7 +362,7 @@ mod tests {
             [NatKind::FULL_CONE, NatKind::UDP_BLOCKED].map(|kind| home(&mut world, kind, internet));
         for host in [one, blocked] {
             assert!(world.topology.connects(host, public) && world.topology.connects(public, host));
-            assert_eq!(world.topology.dial(host, there.ip()), Some(public));
+            assert_eq!(world.topology.dial(host, there, std::time::Duration::ZERO), Some(public));
         }
         assert!(!world.topology.connects(one, blocked));
         assert!(!arrives(&mut world, blocked, there, TTL, public));

@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use meshd::config::NodeConfig;
 use meshd::dht;
-use meshd::identity::{Name, PeerId, UnixSeconds};
+use meshd::identity::{Name, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
 use meshd::node::{CommandId, Reason, Reply, Transmit};
 use meshd::wire::socket::split;
 
-use crate::directory::{Agenda, Model, Step};
+use crate::directory::{Agenda, Ground, Model, Step};
 use crate::heap::Heap;
 use crate::host::{HostId, Output, Process, Scratch, port_of};
 use crate::network::{Network, UNIX_START};
@@ -32,6 +32,9 @@ const MAPPING_DELAY: Duration = Duration::from_millis(250);
 
 /// How long a mapping is asked for, as the daemon does.
 const LEASE: Duration = Duration::from_secs(3600);
+
+/// How long it takes a daemon to end its control network and start it with another secret.
+const REKEY_DELAY: Duration = Duration::from_millis(50);
 
 /// Calls of one node without the clock moving: more means that it asks to be called at once for ever.
 const MAX_WAKES_IN_PLACE: u32 = 1000;
@@ -88,7 +91,11 @@ pub struct Host {
     /// How often it was started.
     pub life: u32,
     pub(crate) process: Option<Process>,
+    /// Whether its node was told that it is no member any more.
+    pub expelled: bool,
     pub(crate) kept: Vec<Vec<u8>>,
+    pub(crate) ledger: Vec<Vec<u8>>,
+    pub(crate) secrets: Vec<NetworkSecret>,
     pub(crate) wake_at: Option<Duration>,
     /// When its gateway is asked for a mapping next.
     map_at: Option<Duration>,
@@ -98,6 +105,9 @@ pub struct Host {
     pub(crate) asleep_since: Option<Duration>,
     /// Seconds by which its wall clock is ahead.
     pub(crate) ahead: i64,
+    /// What it says of where others are, if it does not tell the truth; and who is really at the places that it has named so far.
+    pub(crate) lie: Option<fn(SocketAddr) -> SocketAddr>,
+    pub(crate) truth: BTreeMap<SocketAddr, SocketAddr>,
 }
 
 /// Everything.
@@ -147,8 +157,14 @@ pub(crate) enum What {
     Endpoints(HostId, u32),
     Map(HostId, u32),
     Wake(HostId, u32),
+    /// The control network and mDNS are started with the newest secret.
+    Rekey(HostId, u32),
     WallTime(HostId, u32),
-    Arrive { out: PortId, into: PortId, packet: Packet },
+    Arrive {
+        out: PortId,
+        into: PortId,
+        packet: Packet,
+    },
     Tell(HostId, u32, Box<dht::Event>),
     Step(Step),
     Ping(usize),
@@ -244,6 +260,8 @@ impl World {
             hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
+            known_statements: Vec::new(),
+            known_secrets: Vec::new(),
         };
         for segment in segments {
             self.topology.attach(id, *segment);
@@ -256,13 +274,18 @@ impl World {
             changes: Vec::new(),
             life: 0,
             process: None,
+            expelled: false,
             kept: Vec::new(),
+            ledger: Vec::new(),
+            secrets: Vec::new(),
             wake_at: None,
             map_at: None,
             last_wake: (Duration::ZERO, 0),
             slept: Duration::ZERO,
             asleep_since: None,
             ahead: 0,
+            lie: None,
+            truth: BTreeMap::new(),
             config,
         });
         id
@@ -293,6 +316,13 @@ impl World {
                 }
             }
             What::Wake(host, life) => self.wake(host, life),
+            What::Rekey(host, life) => {
+                if self.hosts[host.0].life == life && self.is_running(host) {
+                    let agenda = self.directory.rekey(host, &self.hosts[host.0].secrets);
+                    self.enter(agenda);
+                    self.drive(host, |process, _, now, output| process.new_directory(now, output));
+                }
+            }
             What::WallTime(host, life) => {
                 if self.hosts[host.0].life == life {
                     let unix = self.wall_time(host);
@@ -307,8 +337,8 @@ impl World {
                 }
             }
             What::Step(step) => {
-                let unix = self.unix_now();
-                let agenda = self.directory.step(step, &self.topology, unix);
+                let ground = Ground { topology: &self.topology, now: self.now, unix: self.unix_now() };
+                let agenda = self.directory.step(step, ground);
                 self.enter(agenda);
             }
             What::Ping(index) => self.ask_once(index),
@@ -328,8 +358,10 @@ impl World {
         let mut config = host.config.clone();
         config.boots = host.life - 1;
         config.known_records = host.kept.clone();
+        config.known_statements = host.ledger.clone();
+        config.known_secrets = host.secrets.clone();
         let seed = self.seed.chance(&format!("{} life {}", host.name, host.life)).bytes();
-        self.directory.start(id, host.life, &config);
+        self.directory.start(id, host.life, &config, unix);
         let mut output = Output::default();
         host.process = Some(Process::start(config, seed, now, unix, &mut output));
         self.note(id, format_args!("start"));
@@ -449,6 +481,15 @@ impl World {
             if let Some(records) = output.persist.take() {
                 host.kept = records;
             }
+            if let Some(statements) = output.keep.take() {
+                host.ledger = statements;
+            }
+            host.expelled |= std::mem::take(&mut output.expelled);
+            if let Some(secrets) = output.secrets.take() {
+                host.secrets = secrets;
+                self.push(REKEY_DELAY, What::Rekey(id, self.hosts[id.0].life));
+            }
+            let host = &mut self.hosts[id.0];
             for (mac, ipv4, ipv6, notice) in output.addresses.drain(..) {
                 host.station.mac = mac;
                 if let (IpAddr::V4(ipv4), IpAddr::V6(ipv6)) = (ipv4, ipv6) {
@@ -535,6 +576,8 @@ fn kind(event: &dht::Event) -> &'static str {
         dht::Event::Gossip(_) => "gossip",
         dht::Event::Sighting(_) => "sighting",
         dht::Event::Standing(_) => "standing",
+        dht::Event::Met(_) => "met",
+        dht::Event::Statement(_) => "statement",
     }
 }
 
@@ -544,6 +587,8 @@ fn command_kind(command: &dht::Command) -> &'static str {
         dht::Command::Lookup { .. } => "lookup",
         dht::Command::Dial { .. } => "dial",
         dht::Command::Listening(_) => "listening",
+        dht::Command::Homes(_) => "homes",
+        dht::Command::State(_) => "state",
     }
 }
 

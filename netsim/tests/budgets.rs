@@ -13,6 +13,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 const FLOWS: usize = 300;
 const PROBES: u64 = 400;
 
+/// Guesses of one birthday, and of all of them in two minutes.
+const GUESSES: usize = 2048;
+
 #[test]
 fn who_seeks_two_hundred_peers_that_are_nowhere_spares_its_router() {
     let mut world = World::new(Seed::or(40_000));
@@ -58,6 +61,39 @@ fn who_seeks_two_hundred_peers_that_are_nowhere_spares_its_router() {
     assert!(flows > FLOWS / 2 && flows <= FLOWS + 1, "{flows} flows");
     assert!(worst > PROBES / 2 && worst <= PROBES + PROBES / 10, "{worst} datagrams in a second");
     assert!(world.dropped(seeker, DropReason::ProbeBudget) > 0);
+}
+
+#[test]
+fn who_guesses_for_twelve_peers_one_after_the_other_spares_its_router_too() {
+    let mut world = World::new(Seed::or(40_500));
+    world.trace = Trace::new(Detail::Off);
+    let internet = world.internet();
+    let public = world.laptops(1, internet)[0];
+    let (lan, nat) = world.home_behind(NatKind::PORT_RESTRICTED, internet);
+    let seeker = world.laptops(1, lan)[0];
+    let mut hard: Vec<HostId> = Vec::new();
+    for _ in 0..12 {
+        let (lan, _) = world.home_behind(NatKind::SYMMETRIC_RANDOM, internet);
+        hard.extend(world.laptops(1, lan));
+    }
+    world.start(public);
+    for host in hard.iter().chain([&seeker]) {
+        world.introduce(*host, &[public]);
+        world.start(*host);
+    }
+    world.run_for(5 * SECOND);
+    for host in &hard {
+        world.ping(seeker, *host, SECOND, 10 * MINUTE);
+    }
+    let mut flows = 0;
+    for _ in 0..600 {
+        world.run_for(SECOND);
+        flows = flows.max(world.topology.nat(nat).flows(world.now()));
+    }
+    // Beside those that answer: sessions, and the control network's.
+    assert!(flows > GUESSES / 2 && flows <= GUESSES + FLOWS + 1, "{flows} flows");
+    let direct = world.peers(seeker).iter().filter(|peer| peer.path == "direct").count();
+    assert!(direct > 2, "only {direct} are direct");
 }
 
 #[test]

@@ -259,3 +259,54 @@ fn the_ends_of_a_chain_of_four_lans_speak_within_ten_seconds_and_a_second_middle
         Ok(())
     });
 }
+
+#[test]
+fn a_laptop_with_temporary_addresses_is_known_by_its_stable_one() {
+    in_lab(|lab| {
+        let homes = Homes::new(lab, &[("ada", kind("ipv6-only"))])?;
+        let ada = &homes.homes[0].laptop;
+        ada.run("sysctl -qw net.ipv6.conf.eth0.use_tempaddr=2")?;
+        ada.run("ip -6 addr replace 2001:db8:65::2/64 dev eth0 mngtmpaddr nodad")?;
+        let by_default = ada.run("ip -6 route get 2001:db8::1")?;
+        ensure!(!by_default.contains("src 2001:db8:65::2 "), "the kernel has made no temporary address: {by_default}");
+        homes.public.found("party")?;
+        let public = homes.public.up()?;
+        ada.join(&homes.public.invite(&[])?)?;
+        let node = ada.up()?;
+        node.wait_connected(1, MEET)?;
+        ensure!(endpoint_of(&homes.homes[0], &public)? == "[2001:db8:65::2]:4747", "not the stable one");
+        let status = ada.ask(&["status"])?;
+        ensure!(status["endpoints"] == serde_json::json!(["[2001:db8:65::2]:4747"]), "{status}");
+        ensure!(status["mapping"] == "untranslated" && status["seen_at"] == serde_json::json!([]), "{status}");
+        let check = ada.ask(&["netcheck"])?;
+        ensure!(check["ipv6_answered"] == true && check["udp"]["blocked"] == false, "{check}");
+        Ok(())
+    });
+}
+
+#[test]
+fn two_members_outside_find_out_whom_each_router_lets_in() {
+    in_lab(|lab| {
+        let homes = Homes::new(lab, &[("ada", kind("full-cone")), ("bob", kind("port-restricted"))])?;
+        let second = homes.another(lab, "pub2")?;
+        homes.public.found("party")?;
+        let _public = homes.public.up()?;
+        let mut nodes = Vec::new();
+        for laptop in [&second, &homes.homes[0].laptop, &homes.homes[1].laptop] {
+            laptop.join(&homes.public.invite(&[])?)?;
+            nodes.push(laptop.up()?);
+        }
+        let classes = ["endpoint-independent", "address-and-port-dependent"];
+        for (node, class) in nodes[1..].iter().zip(classes) {
+            node.wait_connected(3, MEET)?;
+            let begin = Instant::now();
+            let check = node.laptop().ask(&["netcheck"])?;
+            let took = begin.elapsed();
+            ensure!(check["filtering"] == class && took < Duration::from_secs(3), "after {took:?}: {check}");
+            figure(&format!("{class} after {} ms", took.as_millis()));
+            let text = node.laptop().meshd(&["netcheck"])?;
+            ensure!(text.contains(&format!("filtering:     {class}")), "{text}");
+        }
+        Ok(())
+    });
+}

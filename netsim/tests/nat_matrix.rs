@@ -1,14 +1,14 @@
-//! Every pair of boxes: how two homes speak that know one public member, held against the oracle.
+//! Every pair of boxes: how two homes speak that know one public member with both families, held against the oracle.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meshd::node::Reply;
 use meshd::node::command::{Command, PathReason, WhyInfo};
-use netsim::kinds::{Kind, with_udp};
+use netsim::kinds::{Kind, kind, with_udp};
 use netsim::link::Conditions;
-use netsim::oracle::{Way, direct_path_possible};
-use netsim::{HostId, NatKind, Seed, World};
+use netsim::oracle::{Way, best_way, direct_path_possible};
+use netsim::{HostId, NatKind, Seed, SegmentId, World};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -34,19 +34,28 @@ fn at_the_median(way: Way) -> Duration {
     }
 }
 
-/// A public member and two homes that know it, all started at once, with 10 ms and more each way and 2 % of everything lost.
-/// Each home has boxes in a row, the outermost first.
-fn two_homes(seed: u64, homes: [&[NatKind]; 2]) -> (World, [HostId; 2]) {
+/// The Internets of both families, with 10 ms and more each way and 2 % of everything lost, and a member on them.
+fn stage(seed: u64) -> (World, [SegmentId; 2], HostId) {
     let mut world = World::new(Seed::or(seed));
-    let internet = world.internet();
-    world.topology.set_conditions(internet, Conditions::WAN.losing(2));
-    let public = world.laptops(1, internet)[0];
-    let homes = homes.map(|boxes| {
-        let lan = boxes.iter().fold(internet, |outside, kind| world.home_behind(*kind, outside).0);
-        let host = world.laptops(1, lan)[0];
-        world.introduce(host, &[public]);
-        host
-    });
+    let internets = [world.internet(), world.internet_of_ipv6()];
+    internets.into_iter().for_each(|internet| world.topology.set_conditions(internet, Conditions::WAN.losing(2)));
+    let public = world.laptop(&internets);
+    (world, internets, public)
+}
+
+/// A home of this kind that knows `contact`.
+fn home(world: &mut World, internets: [SegmentId; 2], kind: &Kind, contact: HostId) -> HostId {
+    let boxes = internets.into_iter().zip(kind.boxes());
+    let lans: Vec<_> = boxes.filter_map(|(internet, nat)| Some(world.home_behind(nat?, internet).0)).collect();
+    let host = world.laptop(&lans);
+    world.introduce(host, &[contact]);
+    host
+}
+
+/// A public member and two homes that know it, all started at once.
+fn two_homes(seed: u64, kinds: [&Kind; 2]) -> (World, [HostId; 2]) {
+    let (mut world, internets, public) = stage(seed);
+    let homes = kinds.map(|kind| home(&mut world, internets, kind, public));
     world.start(public);
     homes.into_iter().for_each(|home| world.start(home));
     (world, homes)
@@ -73,25 +82,29 @@ fn reasons(way: Way) -> &'static [PathReason] {
         Way::Direct => &[PathReason::Direct, PathReason::DirectPredicted, PathReason::DirectGuessed],
         Way::Predicted => &[PathReason::DirectPredicted],
         Way::Birthday => &[PathReason::DirectGuessed],
-        Way::Relayed => &[PathReason::RelayedBothRandom, PathReason::RelayedRandomSequential],
+        Way::Relayed => {
+            &[PathReason::RelayedBothRandom, PathReason::RelayedRandomSequential, PathReason::RelayedNoCandidates]
+        }
     }
 }
 
 /// The pairs of row `row`, each once.
 fn hold_against_the_oracle(row: usize) {
-    let Kind { name, nat: kind, .. } = with_udp()[row];
+    let kind = &with_udp()[row];
+    let name = kind.name;
     let mut times = Vec::new();
     let mut ways: BTreeMap<Way, Vec<Duration>> = BTreeMap::new();
-    for (column, &Kind { name: other, nat: other_kind, .. }) in with_udp().iter().enumerate().skip(row) {
-        let way = direct_path_possible(&kind, &other_kind);
+    for (column, other_kind) in with_udp().iter().enumerate().skip(row) {
+        let other = other_kind.name;
+        let way = best_way(kind, other_kind);
         let best = match way {
             Way::Direct | Way::Predicted | Way::Birthday => "direct",
             Way::Relayed => "relayed",
         };
         for seed in 0..SEEDS {
             let what = format!("{name} with {other}, seed {seed}");
-            let (mut world, [a, b]) =
-                two_homes(20_000 + (row * 100 + column) as u64 * 100 + seed, [&[kind], &[other_kind]]);
+            let number = 20_000 + (row * 100 + column) as u64 * 100 + seed;
+            let (mut world, [a, b]) = two_homes(number, [kind, other_kind]);
             let took = world.first_answer(a, b, FIRST_PING);
             times.push(took.unwrap_or_else(|| panic!("{what}: no ping is answered; drops: {}", world.drops())));
             let found = world.wait_for(BEST_PATH, |world| path(world, a, b) == best && path(world, b, a) == best);
@@ -126,12 +139,17 @@ fn hold_against_the_oracle(row: usize) {
 #[test]
 fn a_home_behind_a_carriers_box_is_met_like_one_behind_the_harder_of_both() {
     for (row, outer) in [NatKind::CARRIER, NatKind::CARRIER_SYMMETRIC, NatKind::SYMMETRIC_RANDOM].iter().enumerate() {
-        for (column, other) in [NatKind::PORT_RESTRICTED, NatKind::CARELESS_LINUX].iter().enumerate() {
-            let way = direct_path_possible(&NatKind::PORT_RESTRICTED.behind(*outer), other);
+        for (column, other) in ["port-restricted", "careless-linux"].map(kind).into_iter().enumerate() {
+            let way = direct_path_possible(&NatKind::PORT_RESTRICTED.behind(*outer), &other.nat);
             let mut times = Vec::new();
             for seed in 0..SEEDS {
                 let number = 40_000 + (row * 100 + column) as u64 * 100 + seed;
-                let (mut world, [a, b]) = two_homes(number, [&[*outer, NatKind::PORT_RESTRICTED], &[*other]]);
+                let (mut world, internets, public) = stage(number);
+                let (access, _) = world.home_behind(*outer, internets[0]);
+                let (lan, _) = world.home_behind(NatKind::PORT_RESTRICTED, access);
+                let (a, b) = (world.laptop(&[lan]), home(&mut world, internets, other, public));
+                world.introduce(a, &[public]);
+                [public, a, b].into_iter().for_each(|host| world.start(host));
                 // Only who is used is hunted for.
                 world.first_answer(a, b, FIRST_PING).expect("an answer");
                 let found =
@@ -204,5 +222,8 @@ rows! {
     a_symmetric_box_with_an_open_filter_with_everybody = 9,
     a_carrier_with_everybody = 10,
     a_symmetric_carrier_with_everybody = 11,
-    a_box_that_maps_ports_with_its_like = 12,
+    ipv6_alone_with_everybody = 12,
+    both_families_with_everybody = 13,
+    both_families_and_a_symmetric_box_with_everybody = 14,
+    a_box_that_maps_ports_with_its_like = 15,
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use meshd::node::Reply;
-use meshd::node::command::{Command, HairpinInfo, NetcheckInfo, PathPongsInfo, PathReason, WhyInfo};
+use meshd::node::command::{Command, FilteringInfo, HairpinInfo, NetcheckInfo, PathPongsInfo, PathReason, WhyInfo};
+use netsim::kinds::{Families, with_udp};
+use netsim::nat::Filtering;
 use netsim::{BoxId, HostId, NatKind, Seed, World};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -73,6 +75,48 @@ fn a_survey_says_how_each_nat_maps() {
         assert_eq!(info.advice.is_empty(), ports.is_none(), "{info:?}");
         assert!(!info.udp.blocked && info.udp.heard.is_some_and(|seconds| seconds < 3), "{info:?}");
     }
+}
+
+/// A home behind each kind of box, `publics` members outside, and what one netcheck says of the filtering.
+fn filtering(seed: u64, kind: NatKind, publics: usize) -> Option<FilteringInfo> {
+    let mut world = World::new(Seed::or(seed));
+    let internet = world.internet();
+    let publics = world.laptops(publics, internet);
+    let (lan, _) = world.home_behind(kind, internet);
+    let home = world.laptops(1, lan)[0];
+    world.introduce(home, &publics);
+    for newcomer in &publics[1..] {
+        world.introduce(*newcomer, &publics[..1]);
+    }
+    publics.iter().chain([&home]).for_each(|host| world.start(*host));
+    world.run_for(5 * SECOND);
+    netcheck(&mut world, home).filtering
+}
+
+#[test]
+fn two_members_outside_find_out_whom_each_nat_lets_in() {
+    for kind in with_udp().iter().filter(|kind| kind.families == Families::V4) {
+        // A gateway that maps ports lets everybody in at that port only, and a fresh socket has another.
+        let class = match kind.nat.filtering {
+            Filtering::EndpointIndependent => FilteringInfo::EndpointIndependent,
+            Filtering::AddressDependent => FilteringInfo::AddressDependent,
+            Filtering::AddressAndPortDependent => FilteringInfo::AddressAndPortDependent,
+        };
+        for seed in 0..5 {
+            assert_eq!(filtering(20 + seed, kind.nat, 2), Some(class), "{}, seed {seed}", kind.name);
+        }
+    }
+}
+
+#[test]
+fn one_member_outside_finds_out_half_of_it_and_nobody_nothing() {
+    assert_eq!(filtering(30, NatKind::FULL_CONE, 1), Some(FilteringInfo::NotPortDependent));
+    assert_eq!(filtering(31, NatKind::ADDRESS_RESTRICTED, 1), Some(FilteringInfo::NotPortDependent));
+    assert_eq!(filtering(32, NatKind::PORT_RESTRICTED, 1), Some(FilteringInfo::AddressAndPortDependent));
+    let mut world = World::new(Seed::or(33));
+    let (_, hosts) = world.lan(2);
+    world.run_for(5 * SECOND);
+    assert_eq!(netcheck(&mut world, hosts[0]).filtering, None);
 }
 
 #[test]

@@ -5,7 +5,9 @@
 
 mod duration;
 mod input;
+mod members;
 mod ping;
+mod qr;
 mod render;
 mod telling;
 
@@ -21,16 +23,23 @@ use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
 use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
-use crate::daemon::{self, api, process, telemetry};
-use crate::identity::{Ipv4Prefix, Mac, Name, PartyCode};
+use crate::daemon::{self, admin, api, process, telemetry};
+use crate::identity::{Ipv4Prefix, Mac, Name, PartyCode, Roles};
 use crate::node::{Command, Reply};
 
 /// Bytes of an interface's name that Linux allows: IFNAMSIZ less the zero at the end.
 const MAX_DEVICE_NAME: usize = 15;
 
 /// The first invite of a network is open for a week to everybody who gets it: a founder sets up several machines.
-const FIRST_INVITE: Terms =
-    Terms { expires: Duration::from_secs(7 * 86400), uses: 0, member_for: Duration::from_secs(5 * 365 * 86400) };
+fn first_invite() -> Terms {
+    Terms {
+        name: "first".parse().expect("a DNS label"),
+        roles: Roles::NONE,
+        expires: Duration::from_secs(7 * 86400),
+        uses: 0,
+        member_for: Duration::from_secs(5 * 365 * 86400),
+    }
+}
 
 /// A layer-2 mesh VPN with no centre.
 #[derive(Debug, Parser)]
@@ -82,16 +91,44 @@ enum Action {
         /// How long one may join by it
         #[arg(long, value_name = "DURATION", default_value = "7d", value_parser = duration::parse)]
         expires: Duration,
-        /// How many may join by it; 0: any number. Recorded in the invite, not enforced yet
+        /// How many may join by it; 0: any number. Of more, those stay whom others met first
         #[arg(long, value_name = "COUNT", default_value_t = 1)]
         uses: u16,
+        /// What they may do: member, relay, bridge or admin; may be repeated
+        #[arg(long, value_name = "ROLE")]
+        role: Vec<Roles>,
+        /// What to call it in lists
+        #[arg(long, value_name = "LABEL", default_value = "invite")]
+        name: Name,
+        /// Print it as a meshd:// link and a QR code
+        #[arg(long)]
+        qr: bool,
         /// How long their membership lasts, from now
         #[arg(long, value_name = "DURATION", default_value = "5y", value_parser = duration::parse)]
         member_for: Duration,
     },
+    /// Show the invites: those made here, and those by which members have joined
+    Invites {
+        #[command(flatten)]
+        which: Which,
+        /// Let nobody join any more by this one: its key, the last eight characters of it or more, or its name
+        #[arg(long, value_name = "INVITE")]
+        withdraw: Option<String>,
+    },
+    /// Expel a member, for ever, with everybody whom it has invited
+    Revoke {
+        /// A name or a peer id
+        member: String,
+        /// Why, for people
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        /// Let those stay whom it has invited
+        #[arg(long)]
+        keep: bool,
+    },
     /// Become a member by an invite; works offline
     Join {
-        /// The invite; `-` reads it from standard input, `@FILE` from a file
+        /// The invite, or its link; `-` reads it from standard input, `@FILE` from a file
         invite: String,
         /// What to call this machine [default: its host name]
         #[arg(long, value_name = "HOST")]
@@ -270,6 +307,8 @@ fn secrets(action: &Action) -> Vec<&str> {
         Action::Party { code: Some(words), .. } => words.iter().map(String::as_str).collect(),
         Action::Init { .. }
         | Action::Invite { .. }
+        | Action::Invites { .. }
+        | Action::Revoke { .. }
         | Action::Up { .. }
         | Action::Party { .. }
         | Action::Status { .. }
@@ -290,9 +329,9 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Init { name, host, prefix } => {
             let name = one_name("--name", name, global.network.clone())?;
             let (home, enrolled) = enroll::found(&store, name, host, prefix)?;
-            render::founded(global.json, &enrolled, &enroll::invite(&home, &FIRST_INVITE, &[])?)?;
+            render::founded(global.json, &enrolled, &enroll::invite(&home, &first_invite(), &[])?)?;
         }
-        Action::Invite { which, expires, uses, member_for } => {
+        Action::Invite { which, expires, uses, role, name, qr, member_for } => {
             let home = open(&store, global, which)?;
             let status = runtime(global, &home.network.name).and_then(|path| api::request(&path, &Command::Status));
             let endpoints = match status {
@@ -301,8 +340,27 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
                 // Not running: an invite without our endpoints still works on one LAN.
                 Ok(_) | Err(_) => Vec::new(),
             };
-            let ticket = enroll::invite(&home, &Terms { expires, uses, member_for }, &endpoints)?;
-            render::invited(global.json, &ticket, !endpoints.is_empty())?;
+            let asked = role.into_iter().fold(Roles::NONE, Roles::with);
+            // An admin may grant what it has: everything but its own role.
+            let roles = if asked.contains(Roles::ADMIN) { Roles::ALL } else { asked };
+            let ticket = enroll::invite(&home, &Terms { name, roles, expires, uses, member_for }, &endpoints)?;
+            render::invited(global.json, qr, &ticket, !endpoints.is_empty())?;
+        }
+        Action::Invites { which, withdraw } => {
+            let home = open(&store, global, which)?;
+            match withdraw {
+                Some(text) => {
+                    let invite = admin::withdraw(&home, &runtime(global, &home.network.name)?, &text)?;
+                    members::withdrawn(global.json, &invite)?;
+                }
+                None => members::invites(global.json, &admin::invites(&home)?)?,
+            }
+        }
+        Action::Revoke { member, reason, keep } => {
+            let home = open(&store, global, Which { named: None })?;
+            let socket = runtime(global, &home.network.name)?;
+            let expelled = admin::revoke(&home, &socket, &member, reason, keep)?;
+            members::expelled(global.json, &member, &expelled)?;
         }
         Action::Join { invite, name } => {
             let text = input::invite(&invite)?;

@@ -69,6 +69,7 @@ fn rtt(reply: &Reply) -> Option<f64> {
         | Reply::Netcheck(_)
         | Reply::Filter(_)
         | Reply::FilterVerdict(_)
+        | Reply::Stated { .. }
         | Reply::Error { .. } => None,
     }
 }

@@ -1,7 +1,7 @@
 //! What people and programs read: aligned tables and `key: value` lines, or one line of JSON a reply.
 #![expect(clippy::print_stderr, reason = "errors and hints of a command belong on stderr, once, without a log's frame")]
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 use std::iter;
 use std::process::ExitCode;
 
@@ -18,7 +18,7 @@ use crate::node::command::{
 
 use super::duration::human;
 use super::ping::Statistics;
-use super::telling;
+use super::{qr, telling};
 
 /// The one line of a failure.
 pub(super) fn error(error: &anyhow::Error) {
@@ -47,11 +47,16 @@ pub(super) fn founded(json: bool, enrolled: &Enrolled, ticket: &Ticket) -> Resul
 }
 
 /// After `invite`.
-pub(super) fn invited(json: bool, ticket: &Ticket, running: bool) -> Result<()> {
+pub(super) fn invited(json: bool, qr: bool, ticket: &Ticket, running: bool) -> Result<()> {
     if json {
         return print_json(ticket);
     }
-    print(&format!("{}\n", ticket.invite))?;
+    if qr {
+        let code = qr::code(&ticket.link, io::stdout().is_terminal());
+        print(&format!("{}{}\n", code.unwrap_or_default(), ticket.link))?;
+    } else {
+        print(&format!("{}\n", ticket.invite))?;
+    }
     if !running {
         eprintln!(
             "meshd is not running here, so the invite does not say where this machine is: newcomers find it on the \
@@ -114,7 +119,7 @@ pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
         Reply::Netcheck(info) => telling::netcheck(info),
         Reply::Filter(info) => filter(info),
         Reply::FilterVerdict(info) => filter_verdict(info),
-        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Error { .. } => String::new(),
+        Reply::Pong(_) | Reply::PathPongs(_) | Reply::Stated { .. } | Reply::Error { .. } => String::new(),
     })
 }
 
@@ -159,7 +164,8 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Why(_)
         | Reply::Netcheck(_)
         | Reply::Filter(_)
-        | Reply::FilterVerdict(_) => Ok(()),
+        | Reply::FilterVerdict(_)
+        | Reply::Stated { .. } => Ok(()),
     }
 }
 
@@ -222,6 +228,7 @@ fn status(info: &Status) -> String {
         ("network", format!("{} ({})", info.network, info.network_id)),
         ("name", info.name.clone()),
         ("peer", info.peer.clone()),
+        ("roles", if info.roles.is_empty() { "member".to_owned() } else { info.roles.join(", ") }),
         ("device", info.device.clone()),
         ("forwarding", forwarding(&info.forwarding)),
         ("mac", info.mac.clone()),
@@ -230,12 +237,25 @@ fn status(info: &Status) -> String {
         ("endpoints", list(&info.endpoints)),
         ("seen at", seen_at(info)),
         ("mapped", mapped(&info.mappings)),
-        ("members", format!("{} known, {} connected", info.members, info.connected)),
-        ("directory", format!("{} connections, {} records here", info.directory_connections, info.shard_records)),
+        ("members", format!("{} known, {} connected, {} expelled", info.members, info.connected, info.expelled)),
+        ("directory", directory(info)),
+        ("home relays", if info.homes.is_empty() { "none needed".to_owned() } else { info.homes.join(", ") }),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),
     ])
+}
+
+fn directory(info: &Status) -> String {
+    let by_relays = match info.directory_circuits {
+        0 => String::new(),
+        count => format!(" ({count} by relays)"),
+    };
+    let through_us = match info.directory_carries {
+        0 => String::new(),
+        count => format!(", {count} of others through here"),
+    };
+    format!("{} connections{by_relays}{through_us}, {} records here", info.directory_connections, info.shard_records)
 }
 
 fn seen_at(info: &Status) -> String {
@@ -279,9 +299,10 @@ fn peers(list: &[PeerInfo]) -> String {
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
+            if peer.roles.is_empty() { dash() } else { peer.roles.join(",") },
         ]
     });
-    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD"], rows)
+    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD", "ROLES"], rows)
 }
 
 /// `direct`, or `relayed by` whom.
@@ -340,12 +361,12 @@ pub(super) fn table<const N: usize>(heading: [&str; N], rows: impl Iterator<Item
     rows.iter().map(line).collect()
 }
 
-fn print_json(value: &impl Serialize) -> Result<()> {
+pub(super) fn print_json(value: &impl Serialize) -> Result<()> {
     print(&format!("{}\n", serde_json::to_string(value)?))
 }
 
 /// Writes to stdout; a reader that went away, as `head` does, is no failure.
-fn print(text: &str) -> Result<()> {
+pub(super) fn print(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -398,15 +419,17 @@ mod tests {
             mac: "02:00:00:00:00:01".to_owned(),
             ipv4: "10.70.0.1".parse().expect("an address"),
             ipv6: "fd00::1".parse().expect("an address"),
+            roles: Vec::new(),
             path: "none".to_owned(),
             via: None,
             relays: 0,
             endpoint: None,
             rtt_ms: None,
+            path_mtu: None,
             cipher: None,
             last_heard: None,
         };
         let text = peers(&[peer]);
-        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -"));
+        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -      -"));
     }
 }

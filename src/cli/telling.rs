@@ -28,6 +28,7 @@ fn path_in_use(info: &WhyInfo) -> String {
     text.extend(member.endpoint.map(|endpoint| format!(", at {endpoint}")));
     text.extend(info.socket.map(|number| format!(" through our socket {number}")));
     text.extend(member.rtt_ms.map(|rtt| format!(", {rtt:.2} ms")));
+    text.extend(member.path_mtu.map(|mtu| format!(", MTU {mtu}")));
     text
 }
 
@@ -89,7 +90,7 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
     let observers: Vec<_> = info.observers.iter().map(|by| format!("{} by {}", by.seen_at, by.name)).collect();
     let mut text = key_values(&[
         ("NAT", nat(&info.nat)),
-        ("filtering", info.filtering.clone().unwrap_or_else(not_known)),
+        ("filtering", info.filtering.map_or_else(not_known, |class| class.name().to_owned())),
         ("hairpin", hairpin.to_owned()),
         ("port mapping", info.port_mapping.clone().unwrap_or_else(not_known)),
         ("endpoints", list(&info.endpoints)),
@@ -98,7 +99,7 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
         ("UDP", udp),
         ("relays for us", list(&relays)),
         ("we relay for", pairs(info.relayed_pairs)),
-        ("MTU", format!("{} in the mesh, {} bytes of payload in a datagram", info.mtu, info.path_payload)),
+        ("MTU", mtu(info)),
     ]);
     text.push('\n');
     if info.advice.is_empty() {
@@ -106,6 +107,15 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
     }
     info.advice.iter().for_each(|line| text.push_str(&format!("- {line}\n")));
     text
+}
+
+fn mtu(info: &NetcheckInfo) -> String {
+    let paths = match info.path_mtus {
+        None => "none measured".to_owned(),
+        Some((least, most)) if least == most => most.to_string(),
+        Some((least, most)) => format!("{least} to {most}"),
+    };
+    format!("{} in the mesh; of the paths: {paths}", info.mtu)
 }
 
 fn pairs(count: usize) -> String {
@@ -140,12 +150,12 @@ mod tests {
 
     fn example() -> WhyInfo {
         let text = r#"{"reply":"why","name":"bob","peer":"12D3","mac":"02:00:00:00:00:01","ipv4":"10.70.0.1","ipv6":"fd00::1",
-            "path":"relayed","via":"pub","relays":1,"endpoint":"192.0.2.1:4747","rtt_ms":23.5,"cipher":null,"last_heard":1,"socket":null,
+            "path":"relayed","via":"pub","relays":1,"endpoint":"192.0.2.1:4747","rtt_ms":23.5,"path_mtu":1480,"cipher":null,"last_heard":1,"socket":null,
             "reason":"relayed-both-random","because":"it is so","next_try":34,
             "our_nat":{"mapping":"unknown","survey":{"mapping":"endpoint-dependent","ports":"random","at":"192.0.2.7:9","age":12},
             "seen_at":["192.0.2.7:4747"]},"their_nat":null,"candidates":[
-            {"endpoint":"192.0.2.1:4747","origins":["relay"],"via":"pub","socket":null,"in_use":true,"tried":2,"answered":2,"rtt_ms":23.5},
-            {"endpoint":"192.0.2.9:5","origins":["observed"],"via":null,"socket":7,"in_use":false,"tried":null,"answered":null,"rtt_ms":null}]}"#;
+            {"endpoint":"192.0.2.1:4747","origins":["relay"],"via":"pub","socket":null,"in_use":true,"tried":2,"answered":2,"rtt_ms":23.5,"path_mtu":1480},
+            {"endpoint":"192.0.2.9:5","origins":["observed"],"via":null,"socket":7,"in_use":false,"tried":null,"answered":null,"rtt_ms":null,"path_mtu":null}]}"#;
         let Reply::Why(info) = serde_json::from_str(text).expect("a reply") else { panic!("another reply") };
         *info
     }
@@ -157,7 +167,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                "path:       relayed by pub, at 192.0.2.1:4747, 23.50 ms",
+                "path:       relayed by pub, at 192.0.2.1:4747, 23.50 ms, MTU 1480",
                 "why:        it is so",
                 "reason:     relayed-both-random",
                 "next try:   in 34s",

@@ -17,13 +17,11 @@ use anyhow::Context as _;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinHandle;
 
 use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
-use crate::dht::beacon::{Beacon, BeaconConfig, BeaconInterface};
-use crate::dht::swarm::{self, SwarmConfig};
-use crate::identity::ula_prefix;
+use crate::dht::beacon::{Beacon, BeaconInterface};
+use crate::identity::{Name, NetworkSecret, ula_prefix};
 use crate::nat::portmap::{Lease, Link, Protocol, Wanted};
 use crate::node::command::MappingInfo;
 use crate::node::event::PeerChange;
@@ -35,10 +33,12 @@ use crate::wire::socket::split;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
 use super::direction::FromLane;
+use super::epoch::{Speaker, Speech};
 use super::lane::{self, Common, Lanes};
 use super::netlink::{self, Interface, TapAddresses};
 use super::portmap::Mapper;
 use super::process::{self, Pinned};
+use super::saver::Saver;
 use super::sockets::Sockets;
 use super::udp::UdpSocket;
 use super::{api, store};
@@ -52,9 +52,6 @@ const COMMANDS: usize = 16;
 
 /// Pictures of the interfaces that wait: only the last one counts.
 const INTERFACES: usize = 1;
-
-/// Sightings that wait for us, beyond what the beacon keeps itself.
-const SIGHTINGS: usize = 64;
 
 /// Wishes to the directory that wait while it is busy. A lookup that waited longer has failed already.
 const WISHES: usize = 256;
@@ -79,20 +76,17 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     process::settle(account.as_ref(), &config, folder.as_ref())?;
 
     let key = config.node.key.clone();
-    let directory =
-        swarm::spawn(SwarmConfig::new(key, network.id(), network.secret.clone(), network.prefix, socket.port()))?;
-    let (to_us, sightings) = mpsc::channel(SIGHTINGS);
+    let speaker = Speaker {
+        key,
+        network: network.id(),
+        prefix: network.prefix,
+        port: socket.port(),
+        relay: config.node.relaying.serve,
+    };
+    let secrets: Vec<_> = config.node.known_secrets.iter().chain([&network.secret]).cloned().collect();
     // Before the TAP is up: mDNS joins its group on every interface there is when it starts.
-    let beacon = Beacon::start(
-        BeaconConfig {
-            key: network.secret.beacon_key(),
-            peer: config.node.key.peer_id(),
-            noise: config.node.key.noise_secret().public(),
-            port: socket.port(),
-        },
-        seed()?,
-        to_us,
-    )?;
+    let Speech { beacon, sightings, commands: to_directory, events: from_directory, thread } =
+        speaker.start(&secrets, config.node.known_statements.clone(), seed()?)?;
     device.bring_up().with_context(|| format!("cannot bring up {}", config.device))?;
     let fib = Arc::new(ArcSwap::from_pointee(Fib::empty(config.node.mac(), config.node.mtu)));
     let (to_control, from_lanes) = mpsc::channel(lane::TO_CONTROL);
@@ -132,17 +126,21 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         beacon: Some(beacon),
         mapper,
         leases: Vec::new(),
-        directory: Directory { sender: directory.commands, wishes: VecDeque::new() },
+        speaker,
+        new_secrets: None,
+        directory: Directory { sender: to_directory, wishes: VecDeque::new() },
+        directory_thread: Some(thread),
+        hearing: Vec::new(),
         addresses: None,
         waiting: BTreeMap::new(),
         next_command: 0,
-        ended: false,
+        ended: None,
         state: config.state,
-        saver: Saver { folder: folder.as_ref().map(Pinned::path), wanted: None, running: None },
+        saver: Saver::new(folder.as_ref().map(Pinned::path), store::save_records),
+        keeper: Saver::new(folder.as_ref().map(Pinned::path), store::save_statements),
         counters: Counters::default(),
     };
     control.node.set_filter(rules, Instant::now());
-    let from_directory = directory.events;
     let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, leases, commands };
     let result = control.work(&mut inputs, &mut signals).await;
     let mapper = control.mapper.take();
@@ -162,6 +160,10 @@ fn membership_ended(folder: Option<&Path>) -> anyhow::Error {
     )
 }
 
+fn expelled(network: &Name, why: &str) -> anyhow::Error {
+    anyhow::anyhow!("this machine is no member of network {network} any more: {why}; ask its admin")
+}
+
 struct Control {
     node: Node,
     overlay: Overlay,
@@ -176,17 +178,25 @@ struct Control {
     mapper: Option<Mapper>,
     /// What the gateway has granted.
     leases: Vec<Lease>,
+    speaker: Speaker,
+    /// With which control network and mDNS are to be started anew; the first is the newest.
+    new_secrets: Option<Vec<NetworkSecret>>,
     directory: Directory,
+    directory_thread: Option<std::thread::JoinHandle<()>>,
+    /// Where mDNS speaks.
+    hearing: Vec<BeaconInterface>,
     /// What the TAP is to carry from now on, and why it changed.
     addresses: Option<(TapAddresses, Option<String>)>,
     /// Who waits for the answer to which command.
     waiting: BTreeMap<CommandId, oneshot::Sender<Reply>>,
     next_command: u64,
-    /// Our certificate is over.
-    ended: bool,
     /// Our folder, for messages: it may be out of reach by this path.
     state: Option<PathBuf>,
+    /// We are no member any more, and why.
+    ended: Option<anyhow::Error>,
     saver: Saver,
+    /// Of the ledger.
+    keeper: Saver,
     /// What was lost here.
     counters: Counters,
 }
@@ -207,6 +217,12 @@ impl Control {
         self.set_addresses().await?;
         tracing::info!("{} is up, listening at UDP and TCP port {}", self.device.name(), self.socket.port());
         loop {
+            if let Some(ended) = self.ended.take() {
+                return Err(ended);
+            }
+            if let Some(secrets) = self.new_secrets.take() {
+                self.speak_anew(&secrets, inputs).await.context("the network's new secret cannot be used")?;
+            }
             self.node.handle_wall_time(unix_now(), Instant::now());
             let deadline = self.node.poll_timeout().map(|deadline| deadline.at);
             let timer = async {
@@ -242,15 +258,36 @@ impl Control {
                 }
                 () = self.directory.has_room() => {}
                 () = self.saver.written() => {}
+                () = self.keeper.written() => {}
             }
             self.drain(Instant::now());
-            if self.ended {
-                return Err(membership_ended(self.state.as_deref()));
-            }
             if let Err(error) = self.set_addresses().await {
                 tracing::warn!("{error:#}");
             }
         }
+    }
+
+    /// Ends control network and mDNS, and starts them with the newest secret. Sessions go on meanwhile.
+    async fn speak_anew(&mut self, secrets: &[NetworkSecret], inputs: &mut Inputs) -> anyhow::Result<()> {
+        if let Some(folder) = &self.saver.folder {
+            store::save_secrets(folder, secrets)?;
+        }
+        self.beacon = None;
+        // Without its channels the directory ends, and with it what listens at our port.
+        self.directory = Directory { sender: mpsc::channel(1).0, wishes: VecDeque::new() };
+        inputs.from_directory = mpsc::channel(1).1;
+        if let Some(thread) = self.directory_thread.take() {
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+        let mut speech = self.speaker.start(secrets, self.node.statements(), seed()?)?;
+        speech.beacon.set_interfaces(&self.hearing);
+        self.beacon = Some(speech.beacon);
+        self.directory = Directory { sender: speech.commands, wishes: VecDeque::new() };
+        self.directory_thread = Some(speech.thread);
+        (inputs.from_directory, inputs.sightings) = (speech.events, speech.sightings);
+        self.node.handle_new_directory();
+        self.drain(Instant::now());
+        Ok(())
     }
 
     /// Says goodbye to everybody; afterwards nothing is left but to drop.
@@ -291,9 +328,8 @@ impl Control {
         let mut endpoints = netlink::endpoints(&underlay, self.socket.port(), |address| overlay.contains(address));
         endpoints.retain(|endpoint| endpoint.is_ipv4() || self.socket.has_ipv6());
         if let Some(beacon) = &mut self.beacon {
-            beacon.set_interfaces(
-                &underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect::<Vec<_>>(),
-            );
+            self.hearing = underlay.into_iter().map(|interface| for_beacon(interface, overlay)).collect();
+            beacon.set_interfaces(&self.hearing);
         }
         if let Some(mapper) = &self.mapper {
             mapper.set_link(underlay_link(interfaces, self.device.index()));
@@ -325,9 +361,14 @@ impl Control {
             self.fib.store(fib);
         }
         while let Some(transmit) = self.node.poll_transmit() {
-            if let Err(error) = self.send(&transmit) {
-                tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
-                self.counters.count(DropReason::SendFailed);
+            match self.send(&transmit) {
+                Ok(()) => {}
+                // A probe longer than the interface carries: that it is not answered says so.
+                Err(error) if error.raw_os_error() == Some(libc::EMSGSIZE) => {}
+                Err(error) => {
+                    tracing::trace!(endpoint = %transmit.endpoint, "not sent: {error}");
+                    self.counters.count(DropReason::SendFailed);
+                }
             }
         }
         while let Some(event) = self.node.poll_event() {
@@ -394,7 +435,10 @@ impl Control {
             Event::Persist(records) => self.saver.save(records.iter().map(|record| record.bytes().to_vec()).collect()),
             Event::Witnesses(_) => unreachable!("drain opens them"),
             Event::Sockets(kept) => self.beside.keep(&kept),
-            Event::MembershipEnded => self.ended = true,
+            Event::Keep(statements) => self.keeper.save(statements),
+            Event::Secrets(secrets) => self.new_secrets = Some(secrets),
+            Event::MembershipEnded => self.ended = Some(membership_ended(self.state.as_deref())),
+            Event::Expelled(why) => self.ended = Some(expelled(&self.overlay.0.name, &why)),
             Event::PeerChange { name, change, .. } => match change {
                 PeerChange::Connected(endpoint) => tracing::info!("{name} is connected, at {endpoint}"),
                 PeerChange::Relayed => tracing::info!("{name} is connected, through a relay"),
@@ -492,7 +536,7 @@ struct Directory {
 }
 
 impl Directory {
-    /// Hands a wish on, or keeps it until there is room. Of our record and of our endpoints only the last one counts.
+    /// Hands a wish on, or keeps it until there is room. Of our record, our endpoints and our homes only the last ones count.
     fn wish(&mut self, wish: dht::Command) {
         let wish = if self.wishes.is_empty() {
             match self.sender.try_send(wish) {
@@ -502,7 +546,7 @@ impl Directory {
         } else {
             wish
         };
-        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_)) {
+        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_) | dht::Command::Homes(_)) {
             let kind = std::mem::discriminant(&wish);
             self.wishes.retain(|other| std::mem::discriminant(other) != kind);
         } else if self.wishes.len() >= WISHES {
@@ -526,42 +570,6 @@ impl Directory {
             // The loop notices by the other channel that the directory has stopped.
             Err(_) => std::future::pending().await,
         }
-    }
-}
-
-/// Writes the known records to disk, off this thread and one write at a time: a disk may take its time.
-struct Saver {
-    /// `None`: nothing is kept.
-    folder: Option<PathBuf>,
-    wanted: Option<Vec<Vec<u8>>>,
-    running: Option<JoinHandle<anyhow::Result<()>>>,
-}
-
-impl Saver {
-    fn save(&mut self, records: Vec<Vec<u8>>) {
-        self.wanted = Some(records);
-        self.start();
-    }
-
-    fn start(&mut self) {
-        if self.running.is_none()
-            && let Some(records) = self.wanted.take()
-            && let Some(folder) = self.folder.clone()
-        {
-            self.running = Some(tokio::task::spawn_blocking(move || store::save_records(&folder, &records)));
-        }
-    }
-
-    /// Waits for the write under way and begins the next. Cancel-safe.
-    async fn written(&mut self) {
-        let Some(running) = &mut self.running else { return std::future::pending().await };
-        match running.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::warn!("the known members are not kept: {error:#}"),
-            Err(error) => tracing::warn!("the known members are not kept: {error}"),
-        }
-        self.running = None;
-        self.start();
     }
 }
 
@@ -668,22 +676,5 @@ mod tests {
         assert_eq!(directory.wishes.len(), WISHES);
         directory.wish(dht::Command::Listening(Vec::new()));
         assert!(matches!(directory.wishes.back(), Some(dht::Command::Listening(_))));
-    }
-
-    #[test]
-    fn the_last_of_many_writes_is_what_the_disk_keeps() {
-        let folder = std::env::temp_dir().join(format!("meshd-saver-{}", std::process::id()));
-        std::fs::create_dir_all(&folder).expect("a folder");
-        on_a_runtime(async {
-            let mut saver = Saver { folder: Some(folder.clone()), wanted: None, running: None };
-            for number in 0..5u8 {
-                saver.save(vec![vec![number; 3]]);
-            }
-            while saver.running.is_some() {
-                saver.written().await;
-            }
-        });
-        assert_eq!(store::load_records(&folder), [[4; 3]]);
-        std::fs::remove_dir_all(folder).expect("clean up");
     }
 }

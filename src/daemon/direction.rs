@@ -36,6 +36,10 @@ const SLOTS: usize = 1024 + GRO_DATAGRAMS;
 /// Bytes of a batch: room for as many copies of full frames as there are slots. Untouched pages cost nothing.
 const ARENA: usize = SLOTS * 1600;
 
+/// Frames, or datagrams, of the first batch after a rest: what woke a lane is mostly alone, and to find that out first would delay
+/// it by a system call at each of four places of a round trip.
+const FIRST: usize = 1;
+
 /// How often a busy lane shows its counters; an idle one has shown them before it slept.
 const COUNTERS_EVERY: Duration = Duration::from_millis(100);
 
@@ -64,13 +68,15 @@ pub(super) struct Direction<H> {
     half: H,
     port: Port,
     batch: Batch,
+    /// How much the next turn reads.
+    limit: usize,
     shown: Instant,
 }
 
 impl<H: Half> Direction<H> {
     /// A direction that has done nothing yet.
     pub(super) fn new(half: H, port: Port) -> Self {
-        Self { half, port, batch: Batch::new(ARENA, SLOTS), shown: Instant::now() }
+        Self { half, port, batch: Batch::new(ARENA, SLOTS), limit: FIRST, shown: Instant::now() }
     }
 
     /// Reads a batch, if there is one, and brings all of it to where it belongs.
@@ -79,10 +85,13 @@ impl<H: Half> Direction<H> {
     /// When the device or the socket is gone.
     pub(super) fn turn(&mut self, fib: &Fib) -> anyhow::Result<Turn> {
         self.batch.clear();
-        let more = self.half.read(&mut self.port, fib, &mut self.batch)?;
+        let full = self.half.read(&mut self.port, fib, &mut self.batch, self.limit)?;
         let at = Instant::now();
         let worked = !self.batch.is_empty();
+        // A full first batch says nothing yet.
+        let more = full && self.limit == BATCH;
         if worked {
+            self.limit = BATCH;
             self.half.judge(fib, &mut self.batch, at);
             self.port.carry_out(fib, &mut self.batch);
             if at.duration_since(self.shown) >= COUNTERS_EVERY {
@@ -94,8 +103,14 @@ impl<H: Half> Direction<H> {
         Ok(Turn { worked, more, at })
     }
 
-    /// Shows what was dropped so far. To be called before an idle lane sleeps.
-    pub(super) fn show(&self) {
+    /// To be called before whoever drives it sleeps.
+    pub(super) fn rest(&mut self) {
+        self.limit = FIRST;
+        self.show();
+    }
+
+    /// Shows what was dropped so far.
+    fn show(&self) {
         let mut shown = self.port.shown.lock().unwrap_or_else(PoisonError::into_inner);
         shown.clone_from(self.half.dropped());
         shown.add(&self.port.counters);
@@ -104,8 +119,8 @@ impl<H: Half> Direction<H> {
 
 /// The half of a forwarder that judges this direction, and where its batches come from.
 pub(super) trait Half: Send + 'static {
-    /// Fills `batch`; whether there may be more to read at once.
-    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch) -> anyhow::Result<bool>;
+    /// Fills `batch` with about `limit` slots; whether there may be more to read at once.
+    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch, limit: usize) -> anyhow::Result<bool>;
     /// Judges every slot.
     fn judge(&mut self, fib: &Fib, batch: &mut Batch, now: Instant);
     /// The next fact.
@@ -115,12 +130,12 @@ pub(super) trait Half: Send + 'static {
 }
 
 impl Half for Egress {
-    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
+    fn read(&mut self, port: &mut Port, fib: &Fib, batch: &mut Batch, limit: usize) -> anyhow::Result<bool> {
         let longest =
             |frame: &[u8]| frame.first_chunk().map_or(usize::MAX, |destination| fib.longest_whole(Mac(*destination)));
         let taken = port
             .queue
-            .read(batch, BATCH, longest)
+            .read(batch, limit, longest)
             .map_err(|error| anyhow::anyhow!("the TAP device is gone: {error}"))?;
         port.counters.count_many(DropReason::SuperframeMalformed, taken.malformed);
         port.counters.count_many(DropReason::BatchFull, taken.full);
@@ -141,10 +156,10 @@ impl Half for Egress {
 }
 
 impl Half for Ingress {
-    fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
+    fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch, limit: usize) -> anyhow::Result<bool> {
         let failed = |error| anyhow::anyhow!("the UDP socket failed: {error}");
-        let (_, more) = port.socket.receive(batch, BATCH).map_err(failed)?;
-        let beside = port.reads_beside && port.beside.receive(batch, BATCH).map_err(failed)?;
+        let (_, more) = port.socket.receive(batch, limit).map_err(failed)?;
+        let beside = port.reads_beside && port.beside.receive(batch, limit).map_err(failed)?;
         Ok(more || beside)
     }
 

@@ -17,10 +17,11 @@ use crate::config::{DEFAULT_MTU, NetworkConfig, NodeConfig, Relaying};
 use crate::dht::{Record, Verified};
 use crate::identity::{
     Ago, Certificate, CertificateBody, Chain, ChainError, Contact, Invite, InviteError, Ipv4Prefix, Kind, MAX_CONTACTS,
-    Mac, Name, NetworkId, NetworkSecret, PartyCode, PeerId, Roles, SigningKey, UnixSeconds, automatic_ipv4,
-    default_prefix,
+    MAX_LINKS, Mac, Name, NetworkId, NetworkSecret, PartyCode, PeerId, Roles, SigningKey, UnixSeconds, automatic_ipv4,
+    canonical, default_prefix,
 };
 
+use super::admin;
 use super::store::{self, Home, Store};
 
 /// How long the founder's own membership lasts: a hundred years. It holds the root key and could renew itself at any
@@ -37,8 +38,12 @@ const CONTACT_ENDPOINTS: usize = 4;
 const NAME_ATTEMPTS: usize = 32;
 
 /// What an invite allows.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Terms {
+    /// What it is called in lists.
+    pub name: Name,
+    /// What whoever joins by it may do.
+    pub roles: Roles,
     /// How long one may join by it.
     pub expires: Duration,
     /// How many may join by it; 0 means any number.
@@ -75,8 +80,16 @@ pub struct Enrolled {
 pub struct Ticket {
     /// What the newcomer types.
     pub invite: String,
+    /// The same as a link.
+    pub link: String,
     /// The network.
     pub network: String,
+    /// What it is called in lists.
+    pub name: String,
+    /// Its key, by which it is withdrawn.
+    pub key: String,
+    /// What whoever joins by it may do.
+    pub roles: Vec<&'static str>,
     /// Until when one may join by it, Unix seconds.
     pub expires: UnixSeconds,
     /// How many may; 0 means any number.
@@ -105,7 +118,10 @@ pub fn found(
     };
     let id = NetworkId::of_root(&root.peer_id());
     let key = new_key()?;
-    let chain = Chain::of_root(root.peer_id(), Certificate::issue(&root, &id, of_a_founder(key.peer_id(), host, now)));
+    let chain = Chain::of_root(
+        root.peer_id(),
+        Certificate::issue(&root, &id, of_a_founder(key.peer_id(), host, Roles::ALL, now)),
+    );
     let network = NetworkConfig {
         name,
         root: root.peer_id(),
@@ -120,32 +136,48 @@ pub fn found(
 /// those of members we knew last.
 ///
 /// # Errors
-/// When this machine has no root key, or the terms make no sense.
+/// When this machine is no admin, or may not grant these roles.
 pub fn invite(home: &Home, terms: &Terms, endpoints: &[SocketAddr]) -> Result<Ticket> {
     let now = clock()?;
     let name = &home.network.name;
-    let root = home.root_key()?.ok_or_else(|| {
-        anyhow!("only the founder of network {name} can invite; run `meshd invite` on the machine that made it")
-    })?;
-    let (expires, member_until) = (now + terms.expires.as_secs(), now + terms.member_for.as_secs());
+    let (issuer, chain) = admin::signer(home)?;
+    if !chain.links.is_empty() && terms.roles.contains(Roles::ADMIN) {
+        bail!("only the founder of network {name} makes admins: their certificates must fit a handshake");
+    }
+    let ours = chain.links.last().map(|link| &link.body);
+    if ours.is_some_and(|ours| !ours.roles.contains(terms.roles)) {
+        bail!("this machine cannot grant a role that it does not have");
+    }
+    if chain.links.len() + 2 > MAX_LINKS {
+        bail!("this machine is an admin that was made by an admin: it expels, but does not invite");
+    }
+    let ours_ends = ours.map_or(UnixSeconds::MAX, |ours| ours.grant_until);
+    let expires = (now + terms.expires.as_secs()).min(ours_ends);
+    let member_until = (now + terms.member_for.as_secs()).min(ours_ends);
     let (id, key) = (home.network.id(), new_key()?);
     let body = CertificateBody {
         subject: key.peer_id(),
         kind: Kind::Invite,
-        name: "invite".parse().expect("a DNS label"),
-        roles: Roles::NONE,
+        name: terms.name.clone(),
+        roles: terms.roles,
         not_before: now,
         not_after: expires,
         grant_until: member_until,
         uses: terms.uses,
     };
-    let chain = Chain::of_root(root.peer_id(), Certificate::issue(&root, &id, body));
-    let mut invite = Invite::new(name.clone(), home.network.prefix, home.network.secret.clone(), &key, chain);
+    let certificate = Certificate::issue(&issuer, &id, body);
+    let chain = chain.extended(certificate.clone());
+    let mut invite = Invite::new(name.clone(), home.network.prefix, home.newest_secret(), &key, chain);
     invite.contacts = contacts(home, endpoints, now);
     let contacts = invite.contacts.len();
+    store::add_invite(&home.dir, canonical::encode(&certificate))?;
     let ticket = Ticket {
         invite: invite.to_string(),
+        link: invite.link(),
         network: name.to_string(),
+        name: terms.name.to_string(),
+        key: key.peer_id().to_string(),
+        roles: terms.roles.names().collect(),
         expires,
         uses: terms.uses,
         member_until,
@@ -200,8 +232,10 @@ pub fn party(code: &PartyCode, host: Option<Name>) -> Result<(NodeConfig, Name)>
     let name = host.map_or_else(host_name, Ok)?;
     let (root, secret) = code.network();
     let (id, key) = (NetworkId::of_root(&root.peer_id()), new_key()?);
-    let chain =
-        Chain::of_root(root.peer_id(), Certificate::issue(&root, &id, of_a_founder(key.peer_id(), name.clone(), now)));
+    let chain = Chain::of_root(
+        root.peer_id(),
+        Certificate::issue(&root, &id, of_a_founder(key.peer_id(), name.clone(), Roles::NONE, now)),
+    );
     let network = NetworkConfig {
         name: format!("{}{}", store::PARTY, &id.short()[..4]).parse()?,
         root: root.peer_id(),
@@ -220,6 +254,8 @@ pub fn party(code: &PartyCode, host: Option<Name>) -> Result<(NodeConfig, Name)>
         hardware_aes: store::has_hardware_aes(),
         contacts: Vec::new(),
         known_records: Vec::new(),
+        known_statements: Vec::new(),
+        known_secrets: Vec::new(),
     };
     Ok((node, name))
 }
@@ -234,12 +270,12 @@ pub fn party_code() -> Result<PartyCode> {
 }
 
 /// The certificate of who has the root key.
-fn of_a_founder(subject: PeerId, name: Name, now: UnixSeconds) -> CertificateBody {
+fn of_a_founder(subject: PeerId, name: Name, roles: Roles, now: UnixSeconds) -> CertificateBody {
     CertificateBody {
         subject,
         kind: Kind::Member,
         name,
-        roles: Roles::NONE,
+        roles,
         not_before: now,
         not_after: now + FOUNDER_LIFETIME,
         grant_until: now + FOUNDER_LIFETIME,
@@ -340,6 +376,14 @@ fn enrolled(store: &Store, name: &Name, now: UnixSeconds) -> Result<(Home, Enrol
         state: home.dir.display().to_string(),
     };
     Ok((home, enrolled))
+}
+
+/// A new secret for the network.
+///
+/// # Errors
+/// When the system has no randomness.
+pub fn new_secret() -> Result<NetworkSecret> {
+    Ok(NetworkSecret::new(*seed()?))
 }
 
 fn new_key() -> Result<SigningKey> {

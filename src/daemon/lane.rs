@@ -1,6 +1,6 @@
 //! Lanes: each is one TAP queue, one UDP socket, and the two threads that move frames between them.
 //!
-//! A lane has two [directions](super::direction). While little happens, its leader drives both, one turn each: what it has just
+//! A lane has two [directions](super::direction). While little happens, its leader drives both by turns: what it has just
 //! written into the TAP is often answered by the kernel at once, and the answer leaves without waking anybody. When it has
 //! worked for a while without a rest, its second takes over what comes in, so that a busy lane has two cores; when nothing has come
 //! in for a moment, it gives it back. Only one thread at a time drives a direction, so nothing is reordered.
@@ -203,34 +203,36 @@ struct Lane<I> {
 }
 
 impl<I: Half> Lane<I> {
-    /// Drives what goes out, and what comes in unless the second does.
+    /// Drives what goes out, and, unless the second does, what comes in: by turns, what woke it first.
     fn lead<E: Half>(&self, egress: &mut Direction<E>, second: &std::thread::Thread) -> anyhow::Result<()> {
         let mut fib = Cache::new(Arc::clone(&self.fib));
         let mut pace = Pace::new(self.busy_poll.then_some(BUSY_POLL));
+        let (mut out, mut found_nothing) = (true, false);
         while !self.is_stopped() {
             let fib = fib.load();
-            let out = egress.turn(fib)?;
             let apart = self.apart.load(Ordering::Acquire);
-            let (mut worked, mut more) = (out.worked, out.more);
-            if !apart {
-                let back = self.ingress().turn(fib)?;
-                worked |= back.worked;
-                more |= back.more;
-            }
-            if worked && !apart && out.at.duration_since(pace.rested) >= APART_AFTER {
+            out |= apart;
+            let turn = if out { egress.turn(fib)? } else { self.ingress().turn(fib)? };
+            if turn.worked && !apart && turn.at.duration_since(pace.rested) >= APART_AFTER {
                 self.apart.store(true, Ordering::Release);
                 second.unpark();
             }
-            if more || pace.goes_on(worked, out.at) {
+            // The kernel answers most of what is written into the TAP at once: there is nobody to give way to.
+            let answered = turn.worked && !out;
+            let half_a_look = !turn.worked && !found_nothing && !apart;
+            found_nothing = half_a_look;
+            out = !out;
+            if turn.more || half_a_look || pace.goes_on(turn.worked, !answered, turn.at) {
                 continue;
             }
-            egress.show();
+            egress.rest();
             if apart {
                 self.bell.wait([Some(self.queue.as_fd()), None, None])?;
+                out = true;
             } else {
-                self.ingress().show();
+                self.ingress().rest();
                 let [socket, beside] = self.sockets();
-                self.bell.wait([Some(self.queue.as_fd()), socket, beside])?;
+                out = self.bell.wait([Some(self.queue.as_fd()), socket, beside])?;
             }
             pace.rested = Instant::now();
         }
@@ -249,10 +251,10 @@ impl<I: Half> Lane<I> {
             let mut pace = Pace::new(self.busy_poll.then_some(TOGETHER_AFTER));
             while !self.is_stopped() {
                 let turn = ingress.turn(fib.load())?;
-                if turn.more || pace.goes_on(turn.worked, turn.at) {
+                if turn.more || pace.goes_on(turn.worked, true, turn.at) {
                     continue;
                 }
-                ingress.show();
+                ingress.rest();
                 if !is_readable(self.sockets(), TOGETHER_AFTER)? {
                     break;
                 }
@@ -296,8 +298,8 @@ impl Pace {
         Self { busy_poll, rested: now, worked: now, looks: 0 }
     }
 
-    /// Whether to look again after a turn at `at` that `worked` or did not; gives way to others first.
-    fn goes_on(&mut self, worked: bool, at: Instant) -> bool {
+    /// Whether to look again after a turn at `at` that `worked` or did not; `gives_way` to others first, if told to.
+    fn goes_on(&mut self, worked: bool, gives_way: bool, at: Instant) -> bool {
         if worked {
             self.worked = at;
             self.looks = 0;
@@ -309,11 +311,11 @@ impl Pace {
         }
         let patient = |limit| at.duration_since(self.worked) < limit;
         let goes_on = self.looks < LOOKS || self.busy_poll.is_some_and(patient);
-        if goes_on {
-            // Whoever makes our work may be waiting for this very core.
-            std::thread::yield_now();
-        } else {
+        if !goes_on {
             self.looks = 0;
+        } else if gives_way {
+            // Whoever makes our work, or waits for it, may be waiting for this very core.
+            std::thread::yield_now();
         }
         goes_on
     }
@@ -338,15 +340,15 @@ impl Bell {
         let _ = (&self.0).write(&1u64.to_ne_bytes());
     }
 
-    /// Sleeps until one of `fds` is readable or has an error, or the bell rings.
-    fn wait(&self, fds: [Option<BorrowedFd<'_>>; 3]) -> io::Result<()> {
+    /// Sleeps until one of `fds` is readable or has an error, or the bell rings; whether it is the first of them.
+    fn wait(&self, fds: [Option<BorrowedFd<'_>>; 3]) -> io::Result<bool> {
         let mut polls = [watched(Some(self.0.as_fd())), watched(fds[0]), watched(fds[1]), watched(fds[2])];
         poll(&mut polls, -1)?;
         if polls[0].revents != 0 {
             // It says how often it rang; all of that is over now.
             let _ = (&self.0).read(&mut [0; 8]);
         }
-        Ok(())
+        Ok(polls[1].revents != 0)
     }
 }
 
@@ -378,7 +380,6 @@ fn poll(polls: &mut [libc::pollfd], limit: libc::c_int) -> io::Result<bool> {
 mod tests {
     use std::net::{Ipv4Addr, SocketAddr};
 
-    use super::super::direction::BATCH;
     use super::*;
     use crate::identity::Mac;
     use crate::node::Punted;
@@ -394,8 +395,8 @@ mod tests {
     }
 
     impl Half for Witness {
-        fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch) -> anyhow::Result<bool> {
-            Ok(port.socket.receive(batch, BATCH)?.1)
+        fn read(&mut self, port: &mut Port, _: &Fib, batch: &mut Batch, limit: usize) -> anyhow::Result<bool> {
+            Ok(port.socket.receive(batch, limit)?.1)
         }
 
         fn judge(&mut self, _: &Fib, batch: &mut Batch, _: Instant) {

@@ -4,15 +4,18 @@
 //! → TAP) by load and read the node's last picture without a lock; libp2p has a thread of its own. Between them are bounded
 //! channels only.
 
+pub mod admin;
 pub mod api;
 pub mod control;
 pub mod direction;
 pub mod doctor;
 pub mod enroll;
+mod epoch;
 pub mod lane;
 pub mod netlink;
 pub mod portmap;
 pub mod process;
+mod saver;
 pub mod sockets;
 pub mod store;
 pub mod telemetry;

@@ -32,9 +32,9 @@ const DUMP_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long to wait before looking again when the kernel gave no picture.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// Frames that our host may put into one superframe: sealed for a path of 1452 bytes, 45 datagrams are the longest train
+/// Frames that our host may put into one superframe: sealed for a path of 1472 bytes, 44 datagrams are the longest train
 /// that UDP GSO takes (65,507 bytes). One more would cost a system call of its own.
-const SUPERFRAME_FRAMES: u32 = 45;
+const SUPERFRAME_FRAMES: u32 = 44;
 
 /// Somewhere on the Internet: only looked up in the routing table, nothing goes there.
 const SOMEWHERE: Ipv4Addr = Ipv4Addr::new(1, 1, 1, 1);
@@ -46,8 +46,9 @@ pub struct Interface {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// Its usable addresses, best first: stable, then temporary and deprecated, link-local last. Tentative addresses
-    /// (duplicate detection still runs) are left out. The scope of a link-local one is [`Interface::index`].
+    /// Its usable addresses, best first: stable, then temporary and deprecated, link-local last. Left out are tentative addresses
+    /// (duplicate detection still runs), and temporary ones (RFC 8981) beside a stable one of the same network: our sockets prefer
+    /// that, and tomorrow the others are gone. The scope of a link-local one is [`Interface::index`].
     pub addresses: Vec<IpAddr>,
     /// Its MAC, if it has one of six bytes.
     pub mac: Option<Mac>,
@@ -304,10 +305,10 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
             continue;
         }
         if let Some(address) = address_of(&message) {
-            // In IPv6 the bit of "secondary" says "temporary" (RFC 8981); in IPv4 it says nothing of interest here.
-            let fleeting = flags.contains(AddressFlags::Deprecated)
-                || (address.is_ipv6() && flags.contains(AddressFlags::Secondary));
-            list.push((is_link_local(address), fleeting, list.len(), address));
+            // In IPv6 the bit of "secondary" says "temporary"; in IPv4 it says nothing of interest here.
+            let deprecated = flags.contains(AddressFlags::Deprecated);
+            let temporary = address.is_ipv6() && flags.contains(AddressFlags::Secondary);
+            list.push(Listed { link_local: is_link_local(address), deprecated, temporary, order: list.len(), address });
         }
     }
     if let Some((index, link)) = uplink(handle).await
@@ -319,10 +320,32 @@ async fn dump(handle: &Handle) -> anyhow::Result<Vec<Interface>> {
         .into_values()
         .map(|(mut interface, mut list)| {
             list.sort_unstable();
-            interface.addresses = list.into_iter().map(|(_, _, _, address)| address).collect();
+            let listed = list.iter().filter(|it| !list.iter().any(|other| it.is_needless_beside(other)));
+            interface.addresses = listed.map(|listed| listed.address).collect();
             interface
         })
         .collect())
+}
+
+/// An address, in the order of usefulness.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Listed {
+    link_local: bool,
+    deprecated: bool,
+    temporary: bool,
+    order: usize,
+    address: IpAddr,
+}
+
+impl Listed {
+    fn is_needless_beside(&self, other: &Self) -> bool {
+        let network = |address: IpAddr| match address {
+            IpAddr::V6(v6) => Some(v6.to_bits() >> 64),
+            IpAddr::V4(_) => None,
+        };
+        let stable = !other.temporary && !other.deprecated;
+        self.temporary && stable && network(self.address) == network(other.address)
+    }
 }
 
 /// By which interface and gateway the kernel would send to the IPv4 Internet, and from which address of ours: whatever

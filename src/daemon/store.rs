@@ -1,9 +1,12 @@
 //! The state on disk: one folder a network, holding all that a node has to remember.
 //!
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
-//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache) and `lock`. Files
+//! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
+//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the network's, since somebody was expelled, newest first) and `lock`. Files
 //! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
+
+mod files;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -16,14 +19,18 @@ use anyhow::{Context, Result, anyhow, bail};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::config::filter::{MAX_FILTER, Rules};
 use crate::config::{NetworkConfig, NodeConfig, Relaying};
 use crate::identity::{
-    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, SigningKey, UnixSeconds, canonical,
+    Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, NetworkSecret, SigningKey, UnixSeconds,
 };
 
 use super::api;
 use super::process::Account;
+
+pub use self::files::{
+    add_invite, load_filter, load_invites, load_records, load_secrets, load_statements, read_filter, save_filter,
+    save_records, save_secrets, save_statements,
+};
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
 const SYSTEM_RUNTIME: &str = "/run/meshd";
@@ -32,9 +39,7 @@ const KEY: &str = "key";
 const ROOT_KEY: &str = "root.key";
 const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
-const PEERS: &str = "peers";
 const LOCK: &str = "lock";
-const FILTER: &str = "filter";
 
 /// Networks that come of a party code are called this and four digits of their id.
 pub const PARTY: &str = "party-";
@@ -47,12 +52,6 @@ const MAX_NETWORK_FILE: usize = 64 * 1024;
 
 /// Largest key file read, bytes: 64 digits, a line end, and what an editor may add.
 const MAX_KEY_FILE: usize = 80;
-
-/// Records kept of other members. At 1 KiB each that is 4 MiB; a larger mesh refills its cache from the directory.
-const MAX_RECORDS: usize = 4096;
-
-/// Largest `peers` file read, bytes: [`MAX_RECORDS`] of them with their lengths.
-const MAX_PEERS_FILE: usize = MAX_RECORDS * (crate::dht::record::MAX_RECORD + 3) + 8;
 
 /// The folder with one folder a network.
 #[derive(Debug, Clone)]
@@ -286,6 +285,11 @@ impl Home {
         Ok(Some(root))
     }
 
+    /// The network's newest secret, as far as this machine knows.
+    pub fn newest_secret(&self) -> NetworkSecret {
+        load_secrets(&self.dir).into_iter().next().unwrap_or_else(|| self.network.secret.clone())
+    }
+
     /// What our chain proves at `now`.
     ///
     /// # Errors
@@ -316,6 +320,8 @@ impl Home {
     pub fn into_node(self, boots: u32, mac: Option<Mac>, ipv4: Option<Ipv4Addr>, mtu: usize) -> NodeConfig {
         NodeConfig {
             known_records: load_records(&self.dir),
+            known_statements: load_statements(&self.dir),
+            known_secrets: load_secrets(&self.dir),
             network: self.network,
             key: self.key,
             chain: self.chain,
@@ -452,61 +458,6 @@ pub fn hand_over(dir: &Path, account: &Account) -> io::Result<()> {
     Ok(())
 }
 
-/// Keeps the records of other members in a network's folder, at most 4096 of them.
-///
-/// # Errors
-/// When they cannot be written; the old ones are still there then.
-pub fn save_records(dir: &Path, records: &[Vec<u8>]) -> Result<()> {
-    let kept = &records[..records.len().min(MAX_RECORDS)];
-    replace(dir, PEERS, &canonical::encode(&kept))
-}
-
-/// The records kept in a network's folder. They are a cache: none, if there are none or the file is damaged.
-pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
-    let path = dir.join(PEERS);
-    let bytes = match read_bounded(&path, MAX_PEERS_FILE) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            tracing::warn!("ignoring {}: {error}", path.display());
-            return Vec::new();
-        }
-    };
-    canonical::decode(&bytes, MAX_PEERS_FILE).unwrap_or_else(|error| {
-        tracing::warn!("ignoring {}: {error}", path.display());
-        Vec::new()
-    })
-}
-
-/// The packet filter of a network's folder: none if there is no such file.
-///
-/// # Errors
-/// With the file's name, and the line if it is no filter: a node must not start with less protection than was meant.
-pub fn load_filter(dir: &Path) -> Result<Rules> {
-    if !dir.join(FILTER).exists() {
-        return Ok(Rules::default());
-    }
-    read_filter(dir)?.parse().with_context(|| dir.join(FILTER).display().to_string())
-}
-
-/// Its text.
-///
-/// # Errors
-/// When there is none, or it is no text.
-pub fn read_filter(dir: &Path) -> Result<String> {
-    let path = dir.join(FILTER);
-    let bytes = read_bounded(&path, MAX_FILTER).with_context(|| format!("cannot read {}", path.display()))?;
-    String::from_utf8(bytes.to_vec()).with_context(|| format!("{} is no text", path.display()))
-}
-
-/// Keeps a packet filter for the next starts.
-///
-/// # Errors
-/// As the system says.
-pub fn save_filter(dir: &Path, text: &str) -> Result<()> {
-    replace(dir, FILTER, text.as_bytes())
-}
-
 /// Writes all files of a new folder and syncs them.
 fn fill(dir: &Path, file: &NetworkFile, key: &SigningKey, root: Option<&SigningKey>) -> io::Result<()> {
     DirBuilder::new().mode(0o700).create(dir)?;
@@ -599,6 +550,7 @@ fn user_state() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::files::{MAX_RECORDS, PEERS};
     use super::*;
     use crate::identity::{Certificate, CertificateBody, Kind, NetworkSecret, Roles};
 

@@ -148,6 +148,10 @@ impl UdpSocket {
         set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 0);
         set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 0);
         set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 0);
+        if address.is_ipv6() {
+            // Members know our address in any case, and one that is another tomorrow has every firewall opened anew (RFC 5014).
+            set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_ADDR_PREFERENCES, libc::IPV6_PREFER_SRC_PUBLIC);
+        }
         // Beyond the system's limit, which CAP_NET_ADMIN allows.
         if !set_option(&socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER as libc::c_int) {
             // Refused beyond net.core.rmem_max without CAP_NET_ADMIN; the kernel then takes what it allows.

@@ -67,6 +67,8 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct BeaconConfig {
     /// The network's beacon key.
     pub key: Zeroizing<[u8; 32]>,
+    /// Those of older secrets: members that were away speak them still.
+    pub older: Vec<Zeroizing<[u8; 32]>>,
     /// Who we are.
     pub peer: PeerId,
     /// Our Noise static key.
@@ -376,7 +378,14 @@ impl Worker {
     fn hear(&mut self, service: &ResolvedService) {
         let half = |key| service.txt_properties.get_property_val(key).flatten().unwrap_or_default();
         let sealed = [half(HALVES[0]), half(HALVES[1])].concat();
-        let announcement = match open_sighting(&self.config.key, &sealed) {
+        let mut stale = false;
+        let mut opened = open_sighting(&self.config.key, &sealed);
+        for key in &self.config.older {
+            if matches!(opened, Err(SightingError::Foreign)) {
+                (stale, opened) = (true, open_sighting(key, &sealed));
+            }
+        }
+        let announcement = match opened {
             Ok(announcement) => announcement,
             Err(error) => {
                 let counter = match error {
@@ -403,7 +412,7 @@ impl Worker {
             return;
         }
         tracing::debug!("mDNS heard {} at {endpoints:?}", announcement.peer.short());
-        self.waiting.push_back(Sighting { peer: announcement.peer, noise: announcement.noise, endpoints });
+        self.waiting.push_back(Sighting { peer: announcement.peer, noise: announcement.noise, endpoints, stale });
     }
 
     async fn stop(&mut self) {

@@ -14,8 +14,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::identity::{NetworkId, PeerId, UnixSeconds};
 
+use super::ledger::{Ledger, LedgerFull};
 use super::record::MAX_RECORD;
-use super::{LookupKey, Record, RecordError, Verified};
+use super::{LookupKey, Record, RecordError, Statement, Verified};
 
 /// A key of the directory: [`LookupKey::directory_key`].
 pub type DirectoryKey = [u8; 32];
@@ -95,10 +96,11 @@ impl Refusal {
 }
 
 /// Checks records, and remembers those it has checked: Kademlia, gossip and lookups bring the same bytes again and
-/// again, and a check costs up to four Ed25519 signatures.
+/// again, and a check costs up to five Ed25519 signatures. What the ledger says of their members is asked each time.
 #[derive(Debug)]
 pub struct Verifier {
     network: NetworkId,
+    ledger: Ledger,
     known: BTreeMap<[u8; 32], Arc<Verified<Record>>>,
     order: VecDeque<[u8; 32]>,
     checks: u64,
@@ -110,14 +112,20 @@ impl Verifier {
 
     /// A verifier for the records of `network`.
     pub fn new(network: NetworkId) -> Self {
-        Self { network, known: BTreeMap::new(), order: VecDeque::new(), checks: 0 }
+        Self { network, ledger: Ledger::default(), known: BTreeMap::new(), order: VecDeque::new(), checks: 0 }
     }
 
-    /// As [`Verified::check`]. `now` is Unix seconds.
+    /// As [`Verified::check`], and that the member was not expelled. `now` is Unix seconds.
     ///
     /// # Errors
-    /// As [`Verified::check`].
+    /// As [`Verified::check`], and [`RecordError::Excluded`].
     pub fn check(&mut self, bytes: &[u8], now: UnixSeconds) -> Result<Arc<Verified<Record>>, RecordError> {
+        let record = self.check_itself(bytes, now)?;
+        self.ledger.verdict(&record.chain)?;
+        Ok(record)
+    }
+
+    fn check_itself(&mut self, bytes: &[u8], now: UnixSeconds) -> Result<Arc<Verified<Record>>, RecordError> {
         if bytes.len() > MAX_RECORD {
             return Verified::check(bytes, &self.network, now).map(Arc::new);
         }
@@ -250,6 +258,27 @@ impl Shard {
         if let Ok(key) = DirectoryKey::try_from(key) {
             self.remove_key(&key);
         }
+    }
+
+    /// What is known of who was expelled.
+    pub fn ledger(&self) -> &Ledger {
+        &self.verifier.ledger
+    }
+
+    /// Heeds a statement; returns whether it is news. The records of whoever is expelled by it go.
+    ///
+    /// # Errors
+    /// [`LedgerFull`].
+    pub fn state(&mut self, statement: Arc<Statement>) -> Result<bool, LedgerFull> {
+        let news = self.verifier.ledger.insert(statement)?;
+        if news {
+            let excluded = |held: &&Held| self.verifier.ledger.verdict(&held.record.chain).is_err();
+            let gone: Vec<_> = self.held.values().filter(excluded).flat_map(keys_of).collect();
+            for key in gone {
+                self.remove_key(&key);
+            }
+        }
+        Ok(news)
     }
 
     /// Drops what has expired at `now`. Cheap while nothing has.

@@ -1,8 +1,8 @@
 //! The roster: every member whose record a node holds, and who has the right to which address.
 //!
 //! MACs are pinned at first sight: while a record lives, a second key with its MAC is refused. IPv4 addresses and names
-//! may be claimed twice (two LANs that merge); then [`Verified::wins_over`] decides, on every node alike. Revocations
-//! will stand here too: grow only, checked in [`Roster::insert`].
+//! may be claimed twice (two LANs that merge); then [`Verified::wins_over`] decides, on every node alike. Who was expelled is
+//! never put in: the node asks the [`Ledger`](super::Ledger) first.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -86,6 +86,14 @@ impl Roster {
             self.list_neighbors();
         }
         Ok(change)
+    }
+
+    /// Forgets a member.
+    pub fn remove(&mut self, peer: &PeerId) {
+        if self.records.remove(peer).is_some() {
+            self.reindex();
+            self.list_neighbors();
+        }
     }
 
     /// Forgets every record that has expired at `now` and returns their members.

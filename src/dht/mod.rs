@@ -1,15 +1,18 @@
 //! The directory: who has which MAC, IP and name, and where they are now.
 //!
 //! Everything that can be decided without a network is pure: [`record`] (what a member signs about itself),
-//! [`membership`] (what a node knows of all members), [`directory`] (a shard: what one node keeps for the others). Two
-//! files do I/O: `swarm` (libp2p: Kademlia, gossip) and `beacon` (mDNS). Between them and the node stand [`Command`] and
+//! [`membership`] (what a node knows of all members), [`statement`] and [`ledger`] (who is expelled, and who joined by which
+//! invite), [`directory`] (a shard: what one node keeps for the others). Two
+//! files do I/O: `swarm` (libp2p: Kademlia, gossip, circuits) and `beacon` (mDNS). Between them and the node stand [`Command`] and
 //! [`Event`]: a libp2p `Swarm` reads clocks and cannot run in virtual time, so netsim puts a model behind the same two
 //! enums.
 
 pub mod directory;
+pub mod ledger;
 pub mod membership;
 pub mod record;
 pub mod sighting;
+pub mod statement;
 
 #[cfg(feature = "daemon")]
 pub mod beacon;
@@ -18,13 +21,16 @@ pub mod swarm;
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use blake2::digest::Mac as _;
 use blake2::{Blake2sMac256, digest::KeyInit};
 
 use crate::identity::{Mac, Name, NoisePublic, PeerId};
 
+pub use ledger::{Exclusion, Ledger};
 pub use record::{Record, RecordError, Verified};
+pub use statement::Statement;
 
 /// Names one lookup, chosen by the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -97,9 +103,15 @@ pub enum Command {
         peer: PeerId,
         /// Where.
         endpoints: Vec<SocketAddr>,
+        /// Its home relays: whoever cannot reach it asks these for a circuit.
+        homes: Vec<PeerId>,
     },
     /// The underlay endpoints at which we listen now (TCP). Overlay addresses are never among them.
     Listening(Vec<SocketAddr>),
+    /// Our home relays: be reachable through these, and no others. As our record says.
+    Homes(Vec<PeerId>),
+    /// A statement that the node holds: heed it, and gossip it if it is news.
+    State(Arc<Statement>),
 }
 
 /// What the directory tells the node.
@@ -121,10 +133,26 @@ pub enum Event {
     },
     /// A record came by gossip, with a hello or with an answer, and is news; perhaps of ourselves, from an earlier life.
     Gossip(Verified<Record>),
+    /// A statement came over the control network, and is news.
+    Statement(Arc<Statement>),
     /// mDNS heard of a member on this LAN: unsigned, a hint.
     Sighting(Sighting),
     /// How the control network stands; sent on change, at most once a second.
     Standing(Standing),
+    /// The members to whom there is a connection without a relay; sent on change.
+    Met(Vec<Met>),
+}
+
+/// A member whom the control network has met without a relay's help. Only trying tells who can be reached by TCP: a session
+/// may run where a NAT was opened for UDP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Met {
+    /// Who.
+    pub peer: PeerId,
+    /// Where it let us in; `None` if it only came to us.
+    pub at: Option<SocketAddr>,
+    /// Whether it says that it lets others be reached through it.
+    pub relays: bool,
 }
 
 /// An unsigned hint that a member is near. Sealed with the network's key, so a stranger can neither read nor make one;
@@ -137,6 +165,8 @@ pub struct Sighting {
     pub noise: NoisePublic,
     /// Where it listens: UDP, and TCP with the same port.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether it was sealed with an older secret of the network: by somebody who was away, or who was expelled.
+    pub stale: bool,
 }
 
 /// How the control network stands, for `meshd status`.
@@ -148,6 +178,12 @@ pub struct Standing {
     pub routing_peers: usize,
     /// Records in our shard.
     pub shard_records: usize,
+    /// Members to whom our only connections lead through a relay.
+    pub circuits: usize,
+    /// Our home relays that let others reach us.
+    pub reserved: usize,
+    /// Circuits of others that we carry.
+    pub carried: usize,
     /// Records and gossip messages refused, by reason.
     pub refused: Vec<(&'static str, u64)>,
 }

@@ -14,8 +14,10 @@ use crate::identity::{
 };
 
 use super::LookupKey;
+use super::ledger::Exclusion;
 
-/// Largest encoded record, bytes: a chain of three (about 550), addresses, 8 endpoints and 2 home relays (about 270), with a margin.
+/// Largest encoded record, bytes: a chain of four (about 500, and 620 with the longest
+/// names), addresses, 8 endpoints and 2 home relays (about 270).
 /// A handshake carries one in a single datagram of 1280 bytes, so there is no room for twice as much.
 pub const MAX_RECORD: usize = 1024;
 
@@ -90,6 +92,9 @@ pub enum RecordError {
     /// Its expiry is further ahead than any record's may be.
     #[error("the record claims to live until {0}")]
     TooLong(UnixSeconds),
+    /// The member was expelled, or never rightly joined.
+    #[error("no member any more: {0}")]
+    Excluded(#[from] Exclusion),
     /// A group MAC, an unspecified address, too many endpoints or home relays.
     #[error("the record has an address nobody can have")]
     Address,
@@ -108,6 +113,7 @@ impl RecordError {
             Self::Signature => "record-forged",
             Self::Expired(_) => "record-expired",
             Self::TooLong(_) => "record-too-long-lived",
+            Self::Excluded(_) => "record-of-expelled",
             Self::Address => "record-address",
         }
     }

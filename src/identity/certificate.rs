@@ -1,7 +1,8 @@
-//! Membership certificates: root → admin → invite → member, verified without asking anyone.
+//! Membership certificates: root → invite → admin → invite → member at most, verified without asking anyone.
 //!
-//! A [`Chain`] starts at the root public key (whose hash is the network id) and has one to three certificates. Each is
-//! signed by the key above it, may only narrow what that key may do, and the last one names the member.
+//! A [`Chain`] starts at the root public key (whose hash is the network id) and has one to four certificates. Each is
+//! signed by the key above it, may only narrow what that key may do, and the last one names the member. An admin is a
+//! member with the role [`Roles::ADMIN`]: its key signs invites.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,13 +10,14 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::canonical;
-use super::key::{NetworkId, PeerId, Signature, SigningKey};
+use super::key::{IdentityError, NetworkId, PeerId, Signature, SigningKey};
 use super::{CLOCK_SKEW, UnixSeconds};
 
 const DOMAIN_CERTIFICATE: &[u8] = b"meshd certificate v1";
 
-/// Certificates below the root: admin, invite, member. With the root that is the depth of four that DESIGN allows.
-const MAX_LINKS: usize = 3;
+/// Certificates below the root: the invite by which an admin joined, the admin, its invite, the member. So the founder
+/// makes admins and admins make members; two more would let admins make admins, and no longer fit a handshake.
+pub const MAX_LINKS: usize = 4;
 
 /// A DNS label (RFC 1123): 1 to 63 letters, digits and hyphens, no hyphen at either end. Kept in lower case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -126,7 +128,7 @@ pub enum Kind {
     Admin,
     /// Issues members; its key travels inside an invite.
     Invite,
-    /// Issues nothing: a node.
+    /// A node. Issues nothing, or invites if it is an admin.
     Member,
 }
 
@@ -166,6 +168,14 @@ impl Certificate {
         let signature = issuer.sign(DOMAIN_CERTIFICATE, network, &canonical::encode(&body));
         Self { body, signature }
     }
+
+    /// Whether `issuer` has signed it for `network`; neither what it may issue nor the time is looked at.
+    ///
+    /// # Errors
+    /// [`IdentityError::Signature`].
+    pub fn verify(&self, issuer: &PeerId, network: &NetworkId) -> Result<(), IdentityError> {
+        issuer.verify(DOMAIN_CERTIFICATE, network, &canonical::encode(&self.body), &self.signature)
+    }
 }
 
 /// Why a chain proves no membership.
@@ -174,8 +184,8 @@ pub enum ChainError {
     /// The root key is not the one of our network.
     #[error("the certificate is of another network ({0})")]
     ForeignNetwork(String),
-    /// No certificate, or more than three.
-    #[error("a chain has 1 to 3 certificates, this one {0}")]
+    /// No certificate, or more than four.
+    #[error("a chain has 1 to 4 certificates, this one {0}")]
     Length(usize),
     /// A signature does not verify.
     #[error("the signature of certificate {0} is not its issuer's")]
@@ -221,7 +231,7 @@ pub enum ChainError {
 pub struct Chain {
     /// The network's root public key.
     pub root: PeerId,
-    /// One to three certificates.
+    /// One to four certificates.
     pub links: Vec<Certificate>,
 }
 
@@ -268,6 +278,16 @@ impl Chain {
         Self { root, links: vec![certificate] }
     }
 
+    /// The last of the certified keys: whose chain it is. The root's, if nothing was certified.
+    pub fn subject(&self) -> PeerId {
+        self.links.last().map_or(self.root, |link| link.body.subject)
+    }
+
+    /// The invites in it, each with the member that joined by it.
+    pub fn redemptions(&self) -> impl Iterator<Item = (&Certificate, &Certificate)> {
+        self.links.windows(2).filter(|pair| pair[0].body.kind == Kind::Invite).map(|pair| (&pair[0], &pair[1]))
+    }
+
     /// This chain and one more certificate.
     pub fn extended(&self, certificate: Certificate) -> Self {
         let mut chain = self.clone();
@@ -294,7 +314,7 @@ impl Chain {
             let below = match issuer.kind {
                 Kind::Admin => true,
                 Kind::Invite => body.kind == Kind::Member,
-                Kind::Member => false,
+                Kind::Member => body.kind == Kind::Invite && issuer.roles.contains(Roles::ADMIN),
             };
             if !below {
                 return Err(ChainError::Kind(index));
@@ -302,10 +322,7 @@ impl Chain {
             if !issuer.roles.contains(body.roles) || body.grant_until > issuer.grant_until {
                 return Err(ChainError::Widened(index));
             }
-            issuer
-                .key
-                .verify(DOMAIN_CERTIFICATE, network, &canonical::encode(body), &link.signature)
-                .map_err(|_| ChainError::Signature(index))?;
+            link.verify(&issuer.key, network).map_err(|_| ChainError::Signature(index))?;
             end = end.min(self.check_times(index, now)?);
             issuer = Issuer { key: body.subject, kind: body.kind, roles: body.roles, grant_until: body.grant_until };
         }
@@ -416,6 +433,31 @@ mod tests {
     }
 
     #[test]
+    fn an_admin_who_joined_by_an_invite_invites_members_and_no_admins() {
+        let admin = |subject, kind| CertificateBody { roles: Roles::ADMIN, ..body(subject, kind) };
+        let top = Chain::of_root(key(1).peer_id(), issue(1, admin(2, Kind::Invite)))
+            .extended(issue(2, admin(3, Kind::Member)));
+        assert!(top.verify(&network(), NOW).expect("sound").roles().contains(Roles::ADMIN));
+        let chain = top.extended(issue(3, body(4, Kind::Invite))).extended(issue(4, body(5, Kind::Member)));
+        assert_eq!(chain.verify(&network(), NOW).expect("sound").subject(), key(5).peer_id());
+        let member = top.extended(issue(3, body(4, Kind::Member)));
+        assert_eq!(member.verify(&network(), NOW), Err(ChainError::Kind(2)));
+        let longer = chain.extended(issue(5, body(6, Kind::Invite)));
+        assert_eq!(longer.verify(&network(), NOW), Err(ChainError::Length(5)));
+        let plain = Chain::of_root(key(1).peer_id(), issue(1, body(3, Kind::Member)));
+        let invited = plain.extended(issue(3, body(4, Kind::Invite)));
+        assert_eq!(invited.verify(&network(), NOW), Err(ChainError::Kind(1)));
+    }
+
+    #[test]
+    fn roles_have_words() {
+        assert_eq!("admin".parse(), Ok(Roles::ADMIN));
+        assert_eq!("member".parse(), Ok(Roles::NONE));
+        assert_eq!("boss".parse::<Roles>(), Err(RoleError));
+        assert_eq!(Roles::RELAY.with(Roles::ADMIN).names().collect::<Vec<_>>(), ["relay", "admin"]);
+    }
+
+    #[test]
     fn an_invite_that_has_expired_keeps_those_who_joined_in_time() {
         let mut invite = body(3, Kind::Invite);
         invite.not_after = NOW + 10;
@@ -452,8 +494,8 @@ mod tests {
 
     #[test]
     fn a_chain_of_four_links_is_too_long() {
-        let chain = full().extended(issue(4, body(5, Kind::Member)));
-        assert_eq!(chain.verify(&network(), NOW), Err(ChainError::Length(4)));
+        let chain = full().extended(issue(4, body(5, Kind::Member))).extended(issue(5, body(6, Kind::Member)));
+        assert_eq!(chain.verify(&network(), NOW), Err(ChainError::Length(5)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! `meshd1-` and base64url (RFC 4648 §5, no padding) of: length (2 bytes, big endian), canonical postcard of
 //! [`Invite`], checksum (first 4 bytes of BLAKE2s-256 over length and body). The length tells a truncated invite from a garbled one.
+//! As a link it has `meshd://join/` before it.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -18,6 +19,9 @@ use super::certificate::{Certificate, CertificateBody, Chain, ChainError, Kind, 
 use super::key::{NetworkId, NetworkSecret, NoisePublic, PeerId, SigningKey};
 
 const PREFIX: &str = "meshd1-";
+
+/// What makes a link of it.
+const LINK: &str = "meshd://join/";
 
 /// Largest body: 2 certificates (about 400 bytes), 3 contacts (about 350 bytes), the rest fixed. Twice that would no
 /// longer fit a QR code.
@@ -106,6 +110,11 @@ impl Invite {
         NetworkId::of_root(&self.chain.root)
     }
 
+    /// The invite as a link: for QR codes, and for systems that open such.
+    pub fn link(&self) -> String {
+        format!("{LINK}{self}")
+    }
+
     /// Checks that the invite may be used at `now`.
     ///
     /// # Errors
@@ -166,7 +175,8 @@ impl FromStr for Invite {
     type Err = InviteError;
 
     fn from_str(text: &str) -> Result<Self, InviteError> {
-        let text = text.trim().strip_prefix(PREFIX).ok_or(InviteError::NotAnInvite)?;
+        let text = text.trim();
+        let text = text.strip_prefix(LINK).unwrap_or(text).strip_prefix(PREFIX).ok_or(InviteError::NotAnInvite)?;
         if text.len() > 2 * MAX_BODY {
             return Err(InviteError::Garbled);
         }

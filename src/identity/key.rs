@@ -237,7 +237,7 @@ impl FromStr for NetworkId {
 
 /// The 32 bytes that every member knows and no stranger does. It opens no session by itself (that takes a
 /// certificate); it keeps strangers from being answered at all. Wiped when dropped.
-#[derive(Clone, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Zeroize, ZeroizeOnDrop, Serialize, Deserialize)]
 pub struct NetworkSecret([u8; 32]);
 
 impl NetworkSecret {
@@ -249,6 +249,11 @@ impl NetworkSecret {
     /// The raw bytes, to be written into the network file or an invite.
     pub fn as_bytes(&self) -> &[u8; 32] {
         &self.0
+    }
+
+    /// By which a statement names it; tells nothing of it.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        *derive(&self.0, b"meshd epoch v1")
     }
 
     /// Pre-shared key of the libp2p private network (pnet).

@@ -1,7 +1,7 @@
 //! Who is who: keys, certificates, invites, and the addresses that follow from them.
 //!
 //! One Ed25519 key makes a node: its public half is the [`PeerId`]. A network is a root key and a 32-byte
-//! [`NetworkSecret`]; its [`NetworkId`] is the hash of the root key. Membership is a [`Chain`] of at most three
+//! [`NetworkSecret`]; its [`NetworkId`] is the hash of the root key. Membership is a [`Chain`] of at most four
 //! certificates below the root; of a party, key and secret are made of a [`PartyCode`]. Nothing here does I/O, reads a clock or draws randomness: seeds and times come in.
 //!
 //! Everything signed is canonical postcard behind [`canonical`], with a domain-separation prefix and the network id in
@@ -17,7 +17,7 @@ mod words;
 
 pub use address::{AddressError, Ipv4Prefix, Mac, automatic_ipv4, default_prefix, ula_address, ula_prefix};
 pub use certificate::{
-    Certificate, CertificateBody, Chain, ChainError, Kind, Membership, Name, NameError, RoleError, Roles,
+    Certificate, CertificateBody, Chain, ChainError, Kind, MAX_LINKS, Membership, Name, NameError, RoleError, Roles,
 };
 pub use invite::{Ago, Contact, Invite, InviteError, MAX_CONTACTS};
 pub use key::{

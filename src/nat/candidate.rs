@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use crate::wire::{relay, socket};
 
+use super::mtu::PathMtu;
+
 /// Where we heard of a candidate. The order is that of trust: a later origin knows better than an earlier one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
@@ -71,6 +73,8 @@ pub struct Candidate {
     pub endpoint: SocketAddr,
     /// From whom we have it.
     pub origins: Origins,
+    /// Who named it first.
+    pub found_by: Origin,
     /// When we first sent there, so that our NAT lets its answers in.
     pub opened: Option<Instant>,
     /// When something that asks for an answer last went there.
@@ -79,6 +83,10 @@ pub struct Candidate {
     pub answered: Option<Instant>,
     /// The last round trip.
     pub rtt: Option<Duration>,
+    /// How long a datagram it carries.
+    pub mtu: PathMtu,
+    /// Relays on the way; 0 if it is direct.
+    pub relays: u8,
 }
 
 /// `endpoint` in the one form the house uses: an IPv4-mapped IPv6 address becomes IPv4, flow labels are dropped.

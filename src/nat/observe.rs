@@ -10,6 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::identity::PeerId;
+pub use crate::wire::socket::is_local;
 
 use super::candidate::{canonical, is_usable};
 
@@ -82,11 +83,14 @@ impl Observations {
         }
     }
 
-    /// Where we are seen that is none of our `own` endpoints: candidates to publish, in an order that stays.
+    /// Where we are seen that is none of our `own` endpoints: candidates to publish, in an order that stays. Where two from outside
+    /// see us at our own, a third that does not is alone with it.
     pub fn reflexive(&mut self, own: &[SocketAddr]) -> Vec<SocketAddr> {
         let mut published = BTreeSet::new();
         for ipv6 in [false, true] {
-            let mut votes: Vec<_> = self.votes(ipv6).into_iter().filter(|(seen, _)| !own.contains(seen)).collect();
+            let least = if self.untranslated(own, ipv6) >= 2 { 2 } else { 1 };
+            let votes = self.votes(ipv6).into_iter().filter(|(seen, count)| !own.contains(seen) && *count >= least);
+            let mut votes: Vec<_> = votes.collect();
             votes.sort_by_key(|(seen, count)| (std::cmp::Reverse(*count), !self.published.contains(seen), *seen));
             published.extend(votes.into_iter().take(MAX_PUBLISHED).map(|(seen, _)| seen));
         }
@@ -106,8 +110,9 @@ impl Observations {
         let votes = self.votes(ipv6);
         let translated = votes.iter().filter(|(seen, _)| !own.contains(seen)).map(|(_, count)| *count);
         let (most, all) = translated.fold((0, 0), |(most, all), count| (count.max(most), all + count));
+        let untranslated = self.untranslated(own, ipv6);
         match (most, all - most) {
-            (0, _) if self.is_seen_outside(own, ipv6) => Mapping::Untranslated,
+            (0 | 1, 0) if untranslated > most => Mapping::Untranslated,
             (0, _) | (1, 0) => Mapping::Unknown,
             (1, _) => Mapping::EndpointDependent,
             (most, others) if others < most => Mapping::EndpointIndependent,
@@ -115,16 +120,24 @@ impl Observations {
         }
     }
 
-    /// Whether somebody who is no neighbour sees us at our own address: neighbours do, whatever NAT is behind us.
-    fn is_seen_outside(&self, own: &[SocketAddr], ipv6: bool) -> bool {
-        self.latest.iter().any(|((_, family), observation)| {
-            *family == ipv6 && own.contains(&observation.seen) && !is_local(observation.observer)
-        })
+    /// How many who are no neighbours see us at our own address: neighbours do, whatever NAT is behind us.
+    fn untranslated(&self, own: &[SocketAddr], ipv6: bool) -> usize {
+        let all = self.latest.iter().filter(|((_, family), _)| *family == ipv6).map(|(_, observation)| observation);
+        let outside = all.filter(|seen| own.contains(&seen.seen) && !is_local(seen.observer)).map(|seen| seen.observer);
+        outside.collect::<BTreeSet<_>>().len()
     }
 
-    /// Where `peer` saw us last over IPv4.
-    pub fn seen_by(&self, peer: PeerId) -> Option<SocketAddr> {
-        self.latest.get(&(peer, false)).map(|observation| observation.seen)
+    /// Where `peer` saw us last over a family, and when.
+    pub fn seen_by(&self, peer: PeerId, ipv6: bool) -> Option<(SocketAddr, Instant)> {
+        self.latest.get(&(peer, ipv6)).map(|observation| (observation.seen, observation.at))
+    }
+
+    /// Whether as many see us elsewhere, over its family, as see us at `seen`.
+    pub fn is_disputed(&self, seen: SocketAddr) -> bool {
+        let votes = self.votes(seen.is_ipv6());
+        let most =
+            |wanted: bool| votes.iter().filter(|(at, _)| (**at == seen) == wanted).map(|(_, count)| *count).max();
+        most(false).is_some_and(|others| others >= most(true).unwrap_or(0))
     }
 
     /// What each observer saw last, by family, and when: the youngest is no surer than the oldest.
@@ -146,14 +159,6 @@ impl Observations {
             }
         }
         voters.into_iter().map(|(seen, voters)| (seen, voters.len())).collect()
-    }
-}
-
-/// Whether an address means something on its own site only (RFC 1918, RFC 3927, RFC 4193, RFC 4291).
-pub fn is_local(ip: IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
     }
 }
 
@@ -236,6 +241,24 @@ mod tests {
         assert_eq!(observations.mapping(&home(), false), Mapping::EndpointIndependent);
         let published = observations.reflexive(&home());
         assert!(published.len() <= MAX_PUBLISHED && published.contains(&seen(5)));
+    }
+
+    #[test]
+    fn where_two_from_outside_see_us_at_home_a_lone_liar_changes_nothing() {
+        let mut observations = told(&[5]);
+        let (own, at_home) =
+            (SocketAddr::from(([198, 51, 100, 50], 4747)), |n| SocketAddr::from(([192, 168, 1, n], 4747)));
+        for n in 10..15 {
+            observations.note(peer(n), at_home(n), own, start());
+        }
+        assert_eq!(observations.reflexive(&[own]), [seen(5)], "neighbours see it whatever is behind us");
+        observations.note(peer(2), at(2), own, start());
+        assert_eq!(observations.reflexive(&[own]), [seen(5)], "one against one");
+        observations.note(peer(3), at(3), own, start());
+        assert_eq!(observations.reflexive(&[own]), []);
+        assert_eq!(observations.mapping(&[own], false), Mapping::Untranslated);
+        observations.note(peer(4), at(4), seen(5), start());
+        assert_eq!(observations.reflexive(&[own]), [seen(5)], "two ways out, perhaps");
     }
 
     #[test]

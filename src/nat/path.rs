@@ -7,6 +7,7 @@ use crate::wire::relay::channel_behind;
 use crate::wire::socket;
 
 use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
+use super::mtu::{self, PathMtu};
 use super::score::PathScore;
 
 /// Candidates kept for a peer: its 8 recorded endpoints, as many sighted or observed. A member that lists more is not
@@ -40,6 +41,8 @@ pub struct PathAgent {
     earlier: Option<Round>,
     /// From where the peer spoke last that was not the primary.
     heard: Option<SocketAddr>,
+    /// A question over a path that is merely kept open: its nonce, and when it was asked.
+    refresh: Option<(u64, Instant)>,
 }
 
 /// Probes under way: one nonce, sent to several candidates.
@@ -50,6 +53,8 @@ struct Round {
     decided: bool,
     /// Whether one more has been asked since. Not more: its answer may look like a move in turn.
     joined: bool,
+    /// Whether the primary was asked, or had not answered before: otherwise the first answer says nothing against it.
+    judges: bool,
 }
 
 impl PathAgent {
@@ -95,8 +100,19 @@ impl PathAgent {
         }
         let mut origins = Origins::default();
         origins.insert(origin);
-        self.candidates.push(Candidate { endpoint, origins, opened: None, tried: None, answered: None, rtt: None });
+        let (opened, tried, answered, rtt) = (None, None, None, None);
+        let found_by = origin;
+        let (mtu, relays) = (PathMtu::default(), u8::from(channel_behind(&endpoint).is_some()));
+        self.candidates.push(Candidate { endpoint, origins, opened, tried, answered, rtt, mtu, relays, found_by });
         true
+    }
+
+    /// A relay has opened a channel, or says anew how many relays it leads over.
+    pub fn add_relayed(&mut self, endpoint: SocketAddr, relays: u8) {
+        self.add(endpoint, Origin::Relay);
+        if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
+            candidate.relays = relays;
+        }
     }
 
     /// A relay is gone: its channel is no path any more. True if it was the primary.
@@ -171,10 +187,64 @@ impl PathAgent {
         self.primary
     }
 
+    /// The best place without a relay that has answered our first socket over this family.
+    pub fn working(&self, ipv6: bool) -> Option<SocketAddr> {
+        let works = |candidate: &Candidate| {
+            candidate.answered.is_some()
+                && candidate.endpoint.is_ipv6() == ipv6
+                && channel_behind(&candidate.endpoint).is_none()
+                && socket::split(candidate.endpoint).0 == 0
+        };
+        self.candidates().into_iter().find(works).map(|candidate| candidate.endpoint)
+    }
+
+    /// A path that is not the primary is asked with `nonce`, only to be kept open; not sooner than `pace` after the last time.
+    pub fn begin_refresh(&mut self, nonce: u64, pace: Duration, now: Instant) -> bool {
+        let due = self.refresh.is_none_or(|(_, asked)| now >= asked + pace);
+        if due {
+            self.refresh = Some((nonce, now));
+        }
+        due
+    }
+
+    /// An answer with `nonce` came from `endpoint`: true if it was to keep a path open. The primary is not in question.
+    pub fn on_refreshed(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> bool {
+        let Some((_, asked)) = self.refresh.filter(|(expected, _)| *expected == nonce) else { return false };
+        self.answered(canonical(endpoint), Some(now.saturating_duration_since(asked)), now);
+        true
+    }
+
     /// The last round trip over the primary.
     pub fn rtt(&self) -> Option<Duration> {
         let primary = self.primary?;
         self.candidates.iter().find(|candidate| candidate.endpoint == primary)?.rtt
+    }
+
+    /// How long a datagram the primary carries.
+    pub fn mtu(&self) -> PathMtu {
+        self.candidates.iter().find(|it| Some(it.endpoint) == self.primary).map_or_else(PathMtu::default, |it| it.mtu)
+    }
+
+    /// Looks at how long a datagram the primary carries: where to send what. A path that carries none counts as one that
+    /// does not answer.
+    pub fn tend_mtu(&mut self, seed: u64, busy: bool, now: Instant) -> Option<(SocketAddr, mtu::Step)> {
+        let primary = self.candidates.iter_mut().find(|candidate| Some(candidate.endpoint) == self.primary)?;
+        let step = primary.mtu.tend(primary.endpoint, seed, busy, primary.rtt, now);
+        if step.blocked {
+            primary.answered = None;
+        }
+        Some((primary.endpoint, step))
+    }
+
+    /// An answer from `endpoint`: `None` if it is to no probe of its length, else whether something is known now.
+    pub fn on_mtu_answer(&mut self, nonce: u64, endpoint: SocketAddr, now: Instant) -> Option<bool> {
+        let endpoint = canonical(endpoint);
+        self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint)?.mtu.on_answer(nonce, now)
+    }
+
+    /// Our own lines are others now: what was found of paths over the old ones says nothing.
+    pub fn forget_mtus(&mut self) {
+        self.candidates.iter_mut().for_each(|candidate| candidate.mtu = PathMtu::default());
     }
 
     /// A handshake was answered from `endpoint`, or an initiation came from there: it works, and is the primary now. Its
@@ -182,16 +252,25 @@ impl PathAgent {
     pub fn adopt(&mut self, endpoint: SocketAddr, now: Instant) {
         let endpoint = canonical(endpoint);
         self.add(endpoint, Origin::Observed);
+        let blocked = self.candidates.iter().any(|it| it.endpoint == endpoint && it.mtu.is_blocked());
+        if blocked && self.primary.is_some_and(|primary| primary != endpoint) {
+            // What comes from there says nothing of what goes there; a round of probes will.
+            return;
+        }
         self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
         (self.round, self.earlier) = (None, None);
     }
 
-    /// Probes begin: `nonce` goes to every endpoint returned. The first answer makes its endpoint the primary.
-    pub fn begin_round(&mut self, nonce: u64, now: Instant) -> Vec<SocketAddr> {
+    /// Probes begin: `nonce` goes to every endpoint returned, which are those `wanted`. If the primary is among them, the first
+    /// answer makes its endpoint the primary.
+    pub fn begin_round(&mut self, nonce: u64, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) -> Vec<SocketAddr> {
         self.earlier = self.round;
-        self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
-        self.endpoints()
+        let endpoints: Vec<_> = self.endpoints().into_iter().filter(wanted).collect();
+        let in_doubt = self.round.is_some_and(|round| round.judges && !round.decided);
+        let judges = in_doubt || self.primary.is_none_or(|primary| endpoints.contains(&primary));
+        self.round = Some(Round { nonce, sent: now, decided: false, joined: false, judges });
+        endpoints
     }
 
     /// The peer speaks from `endpoint` now and did not before: it has a reason, and what we use may be dead. Not soon after
@@ -230,7 +309,8 @@ impl PathAgent {
         let endpoint = canonical(endpoint);
         let sent = self.round.iter().chain(&self.earlier).find(|round| round.nonce == nonce)?.sent;
         let rtt = now.saturating_duration_since(sent);
-        let first = self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true));
+        let first =
+            self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true) && round.judges);
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, Some(rtt), now);
         let score = |wanted| self.candidates.iter().find(|c| Some(c.endpoint) == wanted).map(PathScore::of);
@@ -269,12 +349,14 @@ impl PathAgent {
             candidate.opened = None;
             candidate.answered = None;
             candidate.rtt = None;
+            candidate.mtu = PathMtu::default();
         }
     }
 
     fn answered(&mut self, endpoint: SocketAddr, rtt: Option<Duration>, now: Instant) {
         if let Some(candidate) = self.candidates.iter_mut().find(|candidate| candidate.endpoint == endpoint) {
             candidate.answered = Some(now);
+            candidate.mtu.unblock();
             candidate.rtt = rtt.or(candidate.rtt);
         }
     }
@@ -297,7 +379,7 @@ mod tests {
     fn the_first_answer_of_a_round_becomes_the_primary() {
         let (mut agent, now) = (PathAgent::default(), start());
         assert!(agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]));
-        assert_eq!(agent.begin_round(7, now), [endpoint(1), endpoint(2)]);
+        assert_eq!(agent.begin_round(7, |_| true, now), [endpoint(1), endpoint(2)]);
         assert_eq!(agent.on_answer(8, endpoint(2), now), None);
         let later = now + Duration::from_millis(3);
         assert_eq!(agent.on_answer(7, endpoint(2), later), Some((Duration::from_millis(3), true)));
@@ -307,16 +389,33 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_from_elsewhere_says_nothing_against_a_primary_that_was_not_asked() {
+        let (mut agent, now) = (PathAgent::default(), start());
+        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
+        agent.adopt(endpoint(1), now);
+        agent.begin_round(7, |_| true, now);
+        agent.on_answer(7, endpoint(1), now);
+        agent.begin_round(8, |other| *other != endpoint(1), now);
+        agent.on_answer(8, endpoint(2), now);
+        assert_eq!(agent.primary(), Some(endpoint(1)));
+        // Asked in vain before, it is in doubt.
+        agent.begin_round(9, |_| true, now);
+        agent.begin_round(10, |other| *other != endpoint(1), now);
+        agent.on_answer(10, endpoint(2), now);
+        assert_eq!(agent.primary(), Some(endpoint(2)));
+    }
+
+    #[test]
     fn an_answer_to_the_probes_before_the_last_still_counts_but_decides_nothing() {
         let (mut agent, now) = (PathAgent::default(), start());
         agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
         let ms = Duration::from_millis;
-        agent.begin_round(7, now);
-        agent.begin_round(8, now + ms(1));
+        agent.begin_round(7, |_| true, now);
+        agent.begin_round(8, |_| true, now + ms(1));
         assert_eq!(agent.on_answer(8, endpoint(2), now + ms(31)), Some((ms(30), true)));
         assert_eq!(agent.on_answer(7, endpoint(1), now + ms(32)), Some((ms(32), false)));
         assert_eq!(agent.primary(), Some(endpoint(2)));
-        agent.begin_round(9, now + ms(40));
+        agent.begin_round(9, |_| true, now + ms(40));
         assert_eq!(agent.on_answer(7, endpoint(1), now + ms(50)), None);
     }
 
@@ -326,7 +425,7 @@ mod tests {
         agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
         agent.adopt(endpoint(1), now);
         assert!(agent.has_moved_to(endpoint(2), now) && !agent.has_moved_to(endpoint(2), now));
-        agent.begin_round(7, now);
+        agent.begin_round(7, |_| true, now);
         assert_eq!(agent.join_round(endpoint(9)), None, "it is no candidate");
         assert_eq!((agent.join_round(endpoint(2)), agent.join_round(endpoint(1))), (Some(7), None));
         assert!(!agent.has_moved_to(endpoint(1), now + DOUBT), "while an answer is awaited");
@@ -341,7 +440,7 @@ mod tests {
         agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
         agent.adopt(endpoint(1), now);
         assert!(agent.is_in_doubt(now));
-        agent.begin_round(7, now);
+        agent.begin_round(7, |_| true, now);
         assert!(!agent.is_in_doubt(now + DOUBT / 2) && agent.is_in_doubt(now + DOUBT));
         agent.on_answer(7, endpoint(1), now + Duration::from_millis(1));
         assert!(!agent.is_in_doubt(now + DOUBT) && agent.is_in_doubt(now + DOUBT_CALMED));

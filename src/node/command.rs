@@ -1,17 +1,19 @@
 //! What an operator asks and is told. Serializable, so the API socket and `--json` carry the same thing.
 
-mod filtering;
+mod filter;
 mod telling;
 
-pub use filtering::{FilterInfo, FilterRuleInfo, FilterVerdictInfo};
+pub use filter::{FilterInfo, FilterRuleInfo, FilterVerdictInfo};
 pub use telling::{
-    CandidateInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo, PathPongsInfo,
-    PathReason, RelayingInfo, UdpInfo, WhyInfo,
+    CandidateInfo, FilteringInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo,
+    PathPongsInfo, PathReason, RelayingInfo, UdpInfo, WhyInfo,
 };
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
+
+use crate::identity::NetworkSecret;
 
 /// Names a command until its reply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -67,6 +69,18 @@ pub enum Command {
         /// Of TCP and UDP.
         port: Option<u16>,
     },
+    /// Takes in a statement, and tells everybody.
+    State {
+        /// Its bytes, hexadecimal.
+        statement: String,
+    },
+    /// Takes in a new secret of the network, and tells everybody.
+    Epoch {
+        /// The statement about it, hexadecimal.
+        statement: String,
+        /// Itself.
+        secret: NetworkSecret,
+    },
 }
 
 /// The answer.
@@ -99,6 +113,11 @@ pub enum Reply {
     Filter(FilterInfo),
     /// To [`Command::TestFilter`].
     FilterVerdict(FilterVerdictInfo),
+    /// To [`Command::State`] and [`Command::Epoch`].
+    Stated {
+        /// Whether it was not known before.
+        news: bool,
+    },
     /// The command could not be carried out.
     Error {
         /// One line: what is wrong and what to do.
@@ -137,6 +156,10 @@ pub struct Status {
     pub mappings: Vec<MappingInfo>,
     /// How the NAT of IPv4 maps (RFC 4787, section 4.1): `unknown`, `untranslated`, `endpoint-independent`, `endpoint-dependent`.
     pub mapping: String,
+    /// Our roles, beyond those of every member.
+    pub roles: Vec<String>,
+    /// Keys that were revoked, as far as is known here.
+    pub expelled: usize,
     /// Members known, ourselves not counted.
     pub members: usize,
     /// Members with a live session.
@@ -149,6 +172,14 @@ pub struct Status {
     pub directory_connections: usize,
     /// Records in our shard of the directory.
     pub shard_records: usize,
+    /// Our home relays, by name: who can be asked for us. None if we need none.
+    pub homes: Vec<String>,
+    /// Members to whom control connections lead through relays alone.
+    pub directory_circuits: usize,
+    /// How many of our home relays let control connections through to us.
+    pub directory_homes: usize,
+    /// Control connections of others that lead through us.
+    pub directory_carries: usize,
     /// What was dropped, by reason; forwarding's counters are added by the daemon.
     pub drops: Vec<(String, u64)>,
 }
@@ -200,6 +231,8 @@ pub struct PeerInfo {
     pub ipv4: Ipv4Addr,
     /// Its IPv6 address in the overlay.
     pub ipv6: Ipv6Addr,
+    /// Its roles, beyond those of every member.
+    pub roles: Vec<String>,
     /// `direct`, `relayed`, `idle` or `none`.
     pub path: String,
     /// The first relay's name, if it is relayed.
@@ -210,6 +243,8 @@ pub struct PeerInfo {
     pub endpoint: Option<SocketAddr>,
     /// The last measured round trip, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// The longest IP packet that the path in use is known to carry, bytes.
+    pub path_mtu: Option<usize>,
     /// Which AEAD the session uses.
     pub cipher: Option<String>,
     /// Seconds since something was last heard from it.

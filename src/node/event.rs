@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::dht;
 use crate::dht::{Record, Verified};
-use crate::identity::{Mac, PeerId};
+use crate::identity::{Mac, NetworkSecret, PeerId};
 use crate::wire::Punt;
 
 use super::command::{CommandId, Reply};
@@ -69,8 +69,15 @@ pub enum Event {
     /// Close every socket but the first and these. Others are opened by the first datagram that goes through them
     /// ([`crate::wire::socket`]).
     Sockets(BTreeSet<u16>),
+    /// Keep these statements on disk, instead of those before: they must outlast us.
+    Keep(Vec<Vec<u8>>),
+    /// The network has a new secret, the first of these: keep them all on disk, and start control network and mDNS anew with
+    /// it; then [`super::Node::handle_new_directory`].
+    Secrets(Vec<NetworkSecret>),
     /// Our own certificate has ended: nobody accepts us any more, so stop.
     MembershipEnded,
+    /// We are no member any more, and why: stop.
+    Expelled(String),
     /// Something the user sees happened to a peer: one line at INFO.
     PeerChange {
         /// Who.

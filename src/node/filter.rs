@@ -20,7 +20,7 @@ use super::command::{CommandId, FilterInfo, FilterRuleInfo, FilterVerdictInfo, R
 
 /// The rules, and what forwarding shares while they deny something.
 #[derive(Default)]
-pub(super) struct Filtering {
+pub(super) struct PacketFilter {
     rules: Rules,
     shared: Option<Arc<Filter>>,
 }
@@ -101,7 +101,7 @@ impl Node {
     }
 
     pub(super) fn filter_info(&self) -> FilterInfo {
-        let Filtering { rules: Rules { rules, default }, shared } = &self.filter;
+        let PacketFilter { rules: Rules { rules, default }, shared } = &self.filter;
         let refused = |number| shared.as_ref().map_or(0, |shared| shared.refused(number));
         let info = |(number, rule): (usize, &Rule)| FilterRuleInfo {
             line: rule.line,

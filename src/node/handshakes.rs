@@ -12,11 +12,10 @@ use rand_core::Rng;
 use serde::{Deserialize, Serialize};
 
 use crate::dht::record::MAX_RECORD;
-use crate::dht::{self, Record, RecordError, Verified};
+use crate::dht::{Record, RecordError, Verified};
 use crate::identity::{ChainError, NoisePublic, PeerId, canonical};
 use crate::nat::path::OPENING_TIME;
 use crate::session::Transport;
-use crate::session::gate::Admission;
 use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
 use crate::session::rekey::{GIVE_UP_AFTER, TIE_BREAK_TIME, our_initiation_wins, retry_delay};
 use crate::wire::relay::channel_behind;
@@ -99,7 +98,8 @@ impl Node {
             return;
         }
         let cookie = peer.cookies.cookie(now);
-        let (initiator, datagram) = match Initiator::new(&self.local, &noise, index, &hello, cookie, seed) {
+        let (local, secret) = self.epochs.at_attempt(attempt);
+        let (initiator, datagram) = match Initiator::new(local, &noise, index, &hello, cookie, seed) {
             Ok(started) => started,
             Err(error) => {
                 tracing::debug!(peer = %id, %error, "cannot initiate");
@@ -108,7 +108,7 @@ impl Node {
         };
         let lonely = peer.current.is_none();
         peer.told = sequence;
-        peer.handshake = Some(Outstanding { initiator, datagram, began, attempt, opens: false });
+        peer.handshake = Some(Outstanding { initiator, datagram, began, attempt, opens: false, secret });
         self.indices.insert(index, id);
         tracing::debug!(peer = %id, attempt, "initiation sent");
         self.send_to_targets(id, targets, now);
@@ -134,7 +134,7 @@ impl Node {
 
     fn targets(&self, id: PeerId) -> Vec<SocketAddr> {
         let endpoints = self.peers.get(&id).map(|peer| peer.paths.endpoints()).unwrap_or_default();
-        endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).take(MAX_TARGETS).collect()
+        endpoints.into_iter().filter(|endpoint| !self.leads_back(endpoint)).take(MAX_TARGETS).collect()
     }
 
     /// New candidates turned up: an outstanding initiation goes there too, else a handshake begins if the peer is wanted.
@@ -211,16 +211,13 @@ impl Node {
     }
 
     fn handle_initiation(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) -> Result<(), DropReason> {
-        match self.gate.admit(&self.local, datagram, split(source).1, now) {
-            Admission::Accept => (),
-            Admission::Cookie(bytes) => {
-                self.outbox.push_back(Transmit::to(source, bytes));
-                return Err(DropReason::HandshakeCookie);
-            }
-            Admission::Drop(reason) => return Err(reason),
+        let (secret, cookie) = self.admit(datagram, split(source).1, now)?;
+        if let Some(bytes) = cookie {
+            self.outbox.push_back(Transmit::to(source, bytes));
+            return Err(DropReason::HandshakeCookie);
         }
         let seed = self.random_seed();
-        let responder = Responder::read(&self.local, datagram, seed).map_err(|error| refusal(&error))?;
+        let responder = Responder::read(self.epochs.of(&secret), datagram, seed).map_err(|error| refusal(&error))?;
         let (record, stamp) = match self.check_hello(responder.payload(), responder.remote(), now) {
             Err(DropReason::HandshakeSelf) if self.handle_own_initiation(now) => return Ok(()),
             checked => checked?,
@@ -260,7 +257,8 @@ impl Node {
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };
         peer.told = sequence;
-        let next = Next { transport: Arc::new(transport), endpoint: source, stamp, ephemeral, answer: bytes.clone() };
+        let answer = bytes.clone();
+        let next = Next { transport: Arc::new(transport), endpoint: source, stamp, ephemeral, answer, secret };
         if let Some(replaced) = peer.next.replace(next) {
             self.indices.remove(&replaced.transport.local());
         }
@@ -280,6 +278,7 @@ impl Node {
             .and_then(|peer| peer.handshake.as_mut())
             .filter(|outstanding| outstanding.initiator.index() == index)
             .ok_or(DropReason::HandshakeReplayed)?;
+        let secret = outstanding.secret;
         let (transport, payload) =
             outstanding.initiator.read_response(datagram, now).map_err(|error| refusal(&error))?;
         let noise = self.peers.get(&id).and_then(|peer| peer.noise).ok_or(DropReason::HandshakeMalformed)?;
@@ -290,7 +289,7 @@ impl Node {
         self.absorb(record, now)?;
         self.forget_handshake(id);
         self.indices.insert(index, id);
-        self.promote(id, Arc::new(transport), source, now);
+        self.promote(id, Arc::new(transport), source, &secret, now);
         Ok(())
     }
 
@@ -303,7 +302,8 @@ impl Node {
         };
         let mac1 = outstanding.initiator.last_mac1();
         let (attempt, began, answered) = (outstanding.attempt, outstanding.began, outstanding.initiator.has_cookie());
-        peer.cookies.open(&self.local, noise, &mac1, datagram, now).map_err(|error| refusal(&error))?;
+        let local = self.epochs.of(&outstanding.secret);
+        peer.cookies.open(local, noise, &mac1, datagram, now).map_err(|error| refusal(&error))?;
         // A cookie fits one path. Over two paths each would answer the initiation with the other's cookie by a cookie of
         // its own; after the first, the retry timer sets the pace.
         if !answered {
@@ -319,11 +319,18 @@ impl Node {
         let Some(next) = peer.next.take_if(|next| next.transport.local() == local) else { return };
         peer.stamp = peer.stamp.max(next.stamp);
         self.forget_handshake(id);
-        self.promote(id, next.transport, next.endpoint, now);
+        self.promote(id, next.transport, next.endpoint, &next.secret, now);
     }
 
-    /// `transport` is the session to send with from now on.
-    fn promote(&mut self, id: PeerId, transport: Arc<Transport>, endpoint: SocketAddr, now: Instant) {
+    /// `transport` is the session to send with from now on; it was made with the secret of this fingerprint.
+    fn promote(
+        &mut self,
+        id: PeerId,
+        transport: Arc<Transport>,
+        endpoint: SocketAddr,
+        secret: &[u8; 32],
+        now: Instant,
+    ) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if let Some(oldest) = peer.succeed(transport) {
             self.indices.remove(&oldest.local());
@@ -339,6 +346,10 @@ impl Node {
         self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::FIRST_CHECK);
         self.redraw(now);
         self.flush_waiting(id, now);
+        self.tell_ledger(id, now);
+        if !self.epochs.is_newest(secret) {
+            self.tell_secret(id, now);
+        }
         self.send_pings(id, now);
         if first {
             self.tell_askers(id, now);
@@ -346,9 +357,13 @@ impl Node {
                 Some(_) => self.announce(id, PeerChange::Relayed),
                 None => {
                     self.announce(id, PeerChange::Connected(endpoint));
-                    self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: vec![endpoint] }));
+                    // A socket of its own was opened for UDP alone.
+                    if split(endpoint).0 == 0 {
+                        self.dial(id, vec![endpoint], Vec::new());
+                    }
                 }
             }
+            self.reconsider_homes(now);
         }
     }
 
@@ -361,7 +376,7 @@ impl Node {
     ) -> Result<(Verified<Record>, u64), DropReason> {
         let hello: Hello = canonical::decode(payload, MAX_HELLO).map_err(|_| DropReason::HandshakeMalformed)?;
         let checked = self.check_record(&hello.record, now);
-        if matches!(checked, Err(RecordError::Chain(ChainError::Expired { .. }))) {
+        if matches!(checked, Err(RecordError::Chain(ChainError::Expired { .. }) | RecordError::Excluded(_))) {
             self.refuse(noise, now);
         }
         let record = checked.map_err(|error| drop_reason(&error))?;
@@ -376,7 +391,7 @@ impl Node {
 
     /// The holder of `noise` is no member any more: whatever sightings say, it learns nothing more from us. A record that
     /// is merely out of date is no such proof: clocks are wrong, and set right.
-    fn refuse(&mut self, noise: NoisePublic, now: Instant) {
+    pub(super) fn refuse(&mut self, noise: NoisePublic, now: Instant) {
         self.refused.retain(|_, until| now < *until);
         if self.refused.len() >= MAX_REFUSED {
             self.refused.pop_first();

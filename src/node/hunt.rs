@@ -37,8 +37,12 @@ use super::timers::Timer;
 /// and leave no room in [`FLOWS`].
 const SOCKETS: usize = 192;
 
-/// Guesses of a birthday: one in five hundred tries fails for want of more.
+/// Guesses of a birthday: one in five hundred tries fails for want of more. And guesses within [`FLOW_LIFE`], whoever they are for: the NAT
+/// before us has a flow for each, and routers hold a few thousand.
 pub(super) const GUESSES: u16 = 2048;
+
+/// With fewer left a birthday is put off: half of all would fail.
+const ENOUGH_GUESSES: usize = 256;
 
 /// Mere knocking has so long to succeed before a birthday begins.
 const HEAD_START: Duration = Duration::from_millis(700);
@@ -84,6 +88,8 @@ pub(super) struct Hunts {
     flows: BTreeMap<SocketAddr, Instant>,
     /// Probes sent since when.
     probes: Option<(Instant, u32)>,
+    /// Guesses, handful by handful, within [`FLOW_LIFE`].
+    guesses: VecDeque<(Instant, usize)>,
     /// Whether sockets may be open that nothing needs.
     untidy: bool,
 }
@@ -96,6 +102,8 @@ struct Hunt {
     plan: VecDeque<Probe>,
     sockets: BTreeSet<u16>,
     birthday: bool,
+    /// Whether it is us who guess.
+    guesses: bool,
     /// Our forecast and theirs.
     known: (Forecast, Forecast),
 }
@@ -118,6 +126,19 @@ impl Hunts {
         let room = sent + count <= PROBES;
         self.probes = Some((began, if room { sent + count } else { sent }));
         room
+    }
+
+    /// How many guesses there is room for.
+    fn guesses_left(&self, now: Instant) -> usize {
+        let alive = self.guesses.iter().filter(|(at, _)| now < *at + FLOW_LIFE);
+        usize::from(GUESSES).saturating_sub(alive.map(|(_, count)| count).sum())
+    }
+
+    fn note_guesses(&mut self, count: usize, now: Instant) {
+        while self.guesses.front().is_some_and(|(at, _)| now >= *at + FLOW_LIFE) {
+            self.guesses.pop_front();
+        }
+        self.guesses.push_back((now, count));
     }
 
     /// Whether ports are being tried for `id`.
@@ -148,11 +169,12 @@ impl super::peer::Peer {
 }
 
 impl Node {
-    /// Whether a birthday with `id` may begin: one at a time, for a peer that is used, ever more seldom.
+    /// Whether a birthday with `id` may begin: one at a time, for a peer that is used, ever more seldom, and with room for guesses.
     pub(super) fn may_hunt(&self, id: PeerId, now: Instant) -> bool {
         let Some(peer) = self.peers.get(&id) else { return false };
         let rested = peer.rests_until().is_none_or(|until| now >= until);
-        peer.is_used(now) && rested && !self.hunts.running.values().any(|hunt| hunt.birthday)
+        let room = self.hunts.guesses_left(now) >= ENOUGH_GUESSES;
+        peer.is_used(now) && rested && room && !self.hunts.running.values().any(|hunt| hunt.birthday)
     }
 
     /// Acts on what both sides know, if they do.
@@ -182,7 +204,9 @@ impl Node {
             (peer.birthday, peer.birthdays) = (Some(now), peer.birthdays + 1);
         }
         sockets.iter().for_each(|number| self.surveys.give(*number, id));
-        self.hunts.running.insert(id, Hunt { plan: plan.into(), sockets, birthday, known: (ours.forecast, theirs) });
+        let guesses = birthday && is_chance(Some(theirs));
+        let known = (ours.forecast, theirs);
+        self.hunts.running.insert(id, Hunt { plan: plan.into(), sockets, birthday, guesses, known });
         self.hunt(id, now);
     }
 
@@ -219,6 +243,7 @@ impl Node {
                 for last in (1..ports.len()).rev() {
                     ports.swap(last, self.rng.next_u32() as usize % (last + 1));
                 }
+                ports.truncate(self.hunts.guesses_left(now));
                 // Their sockets are open by then.
                 let begin = birthday + TICK * SOCKETS.div_ceil(HANDFUL_OF_SOCKETS) as u32;
                 plan.extend(ports.into_iter().enumerate().map(|(nth, port)| {
@@ -254,6 +279,9 @@ impl Node {
         let Some(transport) = peer.and_then(|peer| peer.current.clone()) else { return self.tidy_sockets() };
         let nonce = self.rng.next_u64();
         let due = hunt.plan.partition_point(|(at, ..)| *at <= now);
+        if hunt.guesses && due > 0 {
+            self.hunts.note_guesses(due, now);
+        }
         if due > 0
             && let Some(peer) = self.peers.get_mut(&id)
         {
@@ -301,6 +329,7 @@ impl Node {
             .chain(self.surveys.sockets())
             .chain(self.hunts.sockets())
             .chain(self.netchecks.sockets())
+            .chain(self.filtering.sockets())
             .filter(|number| *number != 0)
             .collect()
     }

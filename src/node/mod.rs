@@ -8,7 +8,9 @@
 //! |---|---|
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
+//! | `epochs` | the network's secret changes when somebody is expelled |
 //! | `frames` | a frame waits for a session or a lookup |
+//! | `mtu` | how long a datagram each path carries is found out |
 //! | `punch` | two behind NATs knock at the same time |
 //! | `survey` | what our NAT does next is asked of others |
 //! | `hunt` | two hard NATs are passed by guessing ports |
@@ -16,23 +18,31 @@
 //! | `carry` | the same: what we carry for others |
 //! | `homes` | who can be asked for us when we cannot be met |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
+//! | `ledger` | who is expelled, who joined by which invite: said, heard, compared |
 //! | `operator` | what an operator asks |
 //! | `paths` | round trips over each path, for an operator |
 //! | `why` | why a member is reached as it is, told to an operator |
+//! | `filtering` | whom our NAT lets in, tried by others for an operator |
+//! | `outside` | where others see us, kept true for both families |
 //! | `netcheck` | how this network treats us, asked for an operator |
 //! | `filter` | which rules of the packet filter concern whom |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
 pub mod command;
+mod epochs;
 pub mod event;
 mod filter;
+mod filtering;
 mod frames;
 mod handshakes;
 mod homes;
 mod hunt;
+mod ledger;
+mod mtu;
 mod netcheck;
 mod operator;
+mod outside;
 mod own;
 mod paths;
 mod peer;
@@ -58,15 +68,16 @@ use rand_core::{Rng, SeedableRng};
 
 use crate::config::NodeConfig;
 use crate::dht::membership::Roster;
-use crate::dht::{self, Standing};
+use crate::dht::{self, Ledger, Standing};
 use crate::identity::{NetworkId, NoisePublic, PeerId, UnixSeconds};
 use crate::nat::Observations;
 use crate::session::gate::Gate;
-use crate::session::handshake::Local;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
-use self::filter::Filtering;
+use self::epochs::Epochs;
+use self::filter::PacketFilter;
+use self::filtering::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
 use self::netcheck::Netchecks;
@@ -97,10 +108,11 @@ pub struct Node {
     network: NetworkId,
     clock: Clock,
     rng: ChaCha20Rng,
-    local: Local,
+    epochs: Epochs,
     gate: Gate,
     own: Own,
     roster: Roster,
+    ledger: Ledger,
     peers: BTreeMap<PeerId, Peer>,
     /// Our index of a session or an outstanding handshake → its peer.
     indices: BTreeMap<u32, PeerId>,
@@ -110,13 +122,16 @@ pub struct Node {
     pings: Pings,
     path_pings: PathPings,
     netchecks: Netchecks,
+    filtering: Filtering,
     standing: Standing,
+    /// Whom the control network has met.
+    met: BTreeMap<PeerId, dht::Met>,
     observations: Observations,
     relays: Relays,
     surveys: Surveys,
     hunts: Hunts,
     picture: Picture,
-    filter: Filtering,
+    filter: PacketFilter,
     timers: Timers,
     last_stamp: u64,
     outbox: VecDeque<Transmit>,
@@ -156,10 +171,11 @@ impl Node {
         let mut node = Self {
             network,
             clock: Clock { start: now, unix_start: unix_now, phase: CHECK_INTERVAL * (rng.next_u32() % 256) / 256 },
-            local: Local::new(&config.key.noise_secret(), &config.network.secret, config.hardware_aes),
+            epochs: Epochs::new(&config),
             gate: Gate::new(gate_seed, now),
             own: Own::new(&config, &network),
             roster: Roster::default(),
+            ledger: Ledger::default(),
             peers: BTreeMap::new(),
             indices: BTreeMap::new(),
             refused: BTreeMap::new(),
@@ -167,13 +183,15 @@ impl Node {
             pings: Pings::default(),
             path_pings: PathPings::default(),
             netchecks: Netchecks::default(),
+            filtering: Filtering::default(),
             standing: Standing::default(),
+            met: BTreeMap::new(),
             observations: Observations::default(),
             relays: Relays::default(),
             surveys: Surveys::default(),
             hunts: Hunts::default(),
             picture: Picture::default(),
-            filter: Filtering::default(),
+            filter: PacketFilter::default(),
             timers: Timers::default(),
             last_stamp: 0,
             outbox: VecDeque::new(),
@@ -218,8 +236,10 @@ impl Node {
             dht::Event::Found { id, record, holders } => self.handle_found(id, record, &holders, now),
             dht::Event::NotFound { id } => self.handle_not_found(id),
             dht::Event::Gossip(record) => self.take_in(record, now),
+            dht::Event::Statement(statement) => drop(self.take_statement(statement, None, now)),
             dht::Event::Sighting(sighting) => self.handle_sighting(sighting, now),
             dht::Event::Standing(standing) => self.standing = standing,
+            dht::Event::Met(met) => self.handle_met(met, now),
         }
     }
 
@@ -236,6 +256,8 @@ impl Node {
         // The network is another, and its NAT too. Where we were seen is published until somebody sees us anew.
         self.observations.clear();
         self.surveys.clear();
+        self.filtering.clear();
+        self.forget_mtus(now);
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -264,6 +286,8 @@ impl Node {
             Command::TestFilter { from, to, protocol, port } => {
                 self.reply(id, self.test_filter(&from, to.as_deref(), &protocol, port));
             }
+            Command::State { statement } => self.declare(id, &statement, now),
+            Command::Epoch { statement, secret } => self.begin_epoch(id, &statement, secret, now),
         }
     }
 
@@ -301,13 +325,16 @@ impl Node {
                 Timer::Punch(peer) => self.probe(peer, now),
                 Timer::Survey => self.tend_surveys(now),
                 Timer::Hunt(peer) => self.hunt(peer, now),
+                Timer::Mtu(peer) => self.tend_mtu(peer, now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
-                Timer::Netcheck => self.end_netcheck(now),
+                Timer::Netcheck => self.tend_netcheck(now),
                 Timer::Renew => self.renew_record(now),
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
                 Timer::Persist => self.persist(),
+                Timer::Keep => self.keep_ledger(),
+                Timer::Witness => self.witness(now),
                 Timer::Fib => (),
             }
         }
@@ -364,6 +391,11 @@ impl Node {
             std::net::IpAddr::V4(v4) => self.config.network.prefix.contains(v4),
             std::net::IpAddr::V6(v6) => v6.octets()[..8] == crate::identity::ula_prefix(&self.network).octets()[..8],
         }
+    }
+
+    /// Whether what is sent there comes back to us, or into the tunnel: two homes may have the same addresses.
+    fn leads_back(&self, endpoint: &SocketAddr) -> bool {
+        self.is_overlay(endpoint.ip()) || self.own.endpoints.contains(endpoint)
     }
 
     /// The entry of a peer, made if there is room.

@@ -2,7 +2,8 @@
 //!
 //! A survey with a fresh socket says how our NAT maps; every member that we reach directly says where it sees us; and where the
 //! fresh socket's endpoint outside is known, both our sockets send each other a handshake there, which arrives if the NAT hairpins
-//! (RFC 4787, section 6). That takes two seconds at most. The same question asked meanwhile gets the same answer.
+//! (RFC 4787, section 6). Meanwhile others try to get in ([`super::filtering`]). That takes two seconds at most. The same question
+//! asked meanwhile gets the same answer.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -20,7 +21,6 @@ use super::command::{CommandId, HairpinInfo, NetcheckInfo, ObserverInfo, Relayin
 use super::event::Transmit;
 use super::handshakes::hello;
 use super::operator::{MAX_UNDER_WAY, busy};
-use super::picture::PATH_PAYLOAD;
 use super::timers::Timer;
 use super::{Node, Peer};
 
@@ -53,6 +53,8 @@ struct Netcheck {
     commands: Vec<CommandId>,
     /// Whether a survey that brought nothing may be made once more: who did not answer is not asked again.
     again: bool,
+    /// When the survey and what follows it are over.
+    due: Instant,
     /// The fresh socket, while it is needed.
     socket: Option<u16>,
     hairpin: HairpinInfo,
@@ -78,15 +80,30 @@ impl Node {
             }
             return running.commands.push(command);
         }
-        let running = Netcheck { commands: vec![command], again: true, socket: None, hairpin: HairpinInfo::NotKnown };
-        self.netchecks.running = Some(running);
+        let (again, socket, hairpin) = (true, None, HairpinInfo::NotKnown);
+        self.netchecks.running = Some(Netcheck { commands: vec![command], again, due: now, socket, hairpin });
         let direct: Vec<_> = self.peers.values().filter(|peer| peer.is_direct()).map(|peer| peer.id).collect();
         for id in direct.into_iter().take(MAX_ASKED) {
             self.probe_primary(id, now);
         }
         self.begin_survey(None, now);
+        self.ask_filtering(now);
         let patience = if self.surveys.is_for_operator() { PATIENCE } else { ANSWER_TIME };
-        self.timers.set(Timer::Netcheck, now + patience);
+        if let Some(running) = &mut self.netchecks.running {
+            running.due = now + patience;
+        }
+        self.tend_netcheck(now);
+    }
+
+    /// Ends it if nothing is to be waited for any more.
+    pub(super) fn tend_netcheck(&mut self, now: Instant) {
+        let told = self.is_filtering_told(now);
+        let Some(due) = self.netchecks.running.as_ref().map(|running| running.due) else { return };
+        let waits = [Some(due), self.filtering.until().filter(|_| !told)];
+        match waits.into_iter().flatten().filter(|at| now < *at).min() {
+            Some(next) => self.timers.set(Timer::Netcheck, next),
+            None => self.end_netcheck(now),
+        }
     }
 
     /// The survey is over: through socket `number`, which was first seen at `seen`.
@@ -103,9 +120,10 @@ impl Node {
         }
         let first = self.own.reflexive.iter().find(|at| at.is_ipv4()).copied();
         let (Some(Forecast::Independent { .. }), Some(other), Some(first)) = (forecast, seen, first) else {
-            return self.end_netcheck(now);
+            running.due = now;
+            return self.tend_netcheck(now);
         };
-        (running.socket, running.hairpin) = (Some(number), HairpinInfo::No);
+        (running.socket, running.hairpin, running.due) = (Some(number), HairpinInfo::No, now + HAIRPIN_TIME);
         for _ in 0..HAIRPIN_TRIES {
             for endpoint in [other, through(number, first)] {
                 if let Some(bytes) = self.own_initiation(now) {
@@ -113,7 +131,7 @@ impl Node {
                 }
             }
         }
-        self.timers.set(Timer::Netcheck, now + HAIRPIN_TIME);
+        self.timers.set_if_earlier(Timer::Netcheck, now + HAIRPIN_TIME);
     }
 
     /// A handshake with ourselves: nobody else can make one, and nobody answers it.
@@ -121,7 +139,7 @@ impl Node {
         let record = self.own.record()?.bytes().to_vec();
         let (stamp, index, seed) = (self.next_stamp(now), self.new_index(self.own.peer), self.random_seed());
         let public = self.config.key.noise_secret().public();
-        let started = Initiator::new(&self.local, &public, index, &hello(stamp, &record), None, seed);
+        let started = Initiator::new(self.epochs.current(), &public, index, &hello(stamp, &record), None, seed);
         started.ok().map(|(_, datagram)| datagram)
     }
 
@@ -132,16 +150,18 @@ impl Node {
         };
         running.hairpin = HairpinInfo::Yes;
         // The others of the same kind that are still to come are no strangers' either.
-        self.timers.set_if_earlier(Timer::Netcheck, now + HAIRPIN_TIME / 3);
+        running.due = running.due.min(now + HAIRPIN_TIME / 3);
+        self.timers.set_if_earlier(Timer::Netcheck, running.due);
         true
     }
 
     /// Everything that will be answered has been.
-    pub(super) fn end_netcheck(&mut self, now: Instant) {
+    fn end_netcheck(&mut self, now: Instant) {
         let Some(running) = self.netchecks.running.take() else { return };
         self.timers.cancel(Timer::Netcheck);
+        let filtering = self.filtering.take(now);
         self.tidy_sockets();
-        let info = self.netcheck_info(running.hairpin, now);
+        let info = NetcheckInfo { filtering, ..self.netcheck_info(running.hairpin, now) };
         for command in running.commands {
             self.reply(command, Reply::Netcheck(Box::new(info.clone())));
         }
@@ -171,6 +191,7 @@ impl Node {
                 && channel_behind(&candidate.endpoint).is_none()
                 && is_global_ipv6(&split(candidate.endpoint).1)
         };
+        let mtus = self.peers.values().filter(|peer| peer.current.is_some()).filter_map(Peer::path_mtu);
         let (relays, relayed_pairs) = self.relaying();
         let mut of: BTreeMap<PeerId, usize> = BTreeMap::new();
         relays.for_each(|relay| *of.entry(relay).or_default() += 1);
@@ -192,7 +213,7 @@ impl Node {
             relays: of.into_iter().map(|(id, members)| RelayingInfo { name: self.name_of(id), members }).collect(),
             relayed_pairs,
             mtu: self.config.mtu,
-            path_payload: PATH_PAYLOAD,
+            path_mtus: mtus.clone().min().zip(mtus.max()),
             advice: Vec::new(),
         };
         info.advice = self.advice(&info);

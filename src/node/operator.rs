@@ -57,13 +57,19 @@ impl Node {
             seen_at: self.own.reflexive.clone(),
             mapped: self.own.mapped.believed().to_vec(),
             mappings: Vec::new(),
-            mapping: self.observations.mapping(&self.own.endpoints, false).name().to_owned(),
+            mapping: self.mapping().name().to_owned(),
+            roles: self.own.record().map_or_else(Vec::new, roles_of),
+            expelled: self.ledger.revocations().count(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),
             carries: self.carried_pairs(),
             directory_connections: self.standing.connections,
             shard_records: self.standing.shard_records,
+            homes: self.own.homes.iter().map(|home| self.name_of(*home)).collect(),
+            directory_circuits: self.standing.circuits,
+            directory_homes: self.standing.reserved,
+            directory_carries: self.standing.carried,
             drops: self
                 .counters
                 .iter()
@@ -95,11 +101,13 @@ impl Node {
             mac: record.mac.to_string(),
             ipv4: record.ipv4.address,
             ipv6: record.ipv6,
+            roles: roles_of(record),
             path: path.to_owned(),
             endpoint: session.and(peer).and_then(|peer| peer.paths.primary()).map(|primary| self.underlay(primary)),
             via: self.relay_of(record.peer()).map(|(relay, _)| self.name_of(relay)),
             relays: self.relay_of(record.peer()).map_or(0, |(_, relays)| relays),
             rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
+            path_mtu: session.and(peer).and_then(super::Peer::path_mtu),
             cipher: session.map(|session| session.cipher().name().to_owned()),
             last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),
         }
@@ -262,6 +270,10 @@ impl Node {
         }
         self.roster.find(&parse_key(text)?).map(Verified::peer)
     }
+}
+
+fn roles_of(record: &Verified<Record>) -> Vec<String> {
+    record.membership().roles().names().map(str::to_owned).collect()
 }
 
 fn parse_key(text: &str) -> Option<LookupKey> {

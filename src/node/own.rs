@@ -23,6 +23,8 @@ pub(super) struct Own {
     /// Our home relays, and when they became others last.
     pub(super) homes: Vec<PeerId>,
     pub(super) homes_at: Option<Instant>,
+    /// Since when there is somebody whom the control network has not met.
+    pub(super) unmet: Option<Instant>,
     /// Which automatic IPv4 address is tried.
     attempt: u32,
     sequence: u64,
@@ -42,6 +44,7 @@ impl Own {
             mapped: Claims::default(),
             homes: Vec::new(),
             homes_at: None,
+            unmet: None,
             attempt: 0,
             sequence: sequence_base(config.boots),
             record: None,

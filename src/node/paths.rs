@@ -81,7 +81,7 @@ impl Node {
         let mut all = Vec::new();
         for candidate in candidates {
             let path = candidate.endpoint;
-            if self.is_overlay(split(path).1.ip()) || self.place(path).is_none() {
+            if self.leads_back(&split(path).1) || self.place(path).is_none() {
                 continue;
             }
             // Where we speak through a relay, a lone knock on any other door only spoils the next one together.

@@ -12,6 +12,7 @@ use crate::session::cookie::CookieJar;
 use crate::session::handshake::Initiator;
 use crate::wire::relay::channel_behind;
 
+use super::ledger::Comparisons;
 use super::survey::Exchange;
 use super::why::Account;
 
@@ -48,7 +49,11 @@ pub(super) struct Peer {
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
+    /// What it asked of our ledger.
+    pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
+    /// Our index of the session, and what it had sealed, when the length of the path was last probed.
+    pub(super) probed: Option<(u32, u64)>,
     /// When all candidates were last tried to get rid of a relay, and how often.
     pub(super) punched: Option<Instant>,
     pub(super) punches: usize,
@@ -80,6 +85,8 @@ pub(super) struct Next {
     pub(super) ephemeral: [u8; 32],
     /// The response, for such copies.
     pub(super) answer: Vec<u8>,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 /// A handshake that we began.
@@ -93,6 +100,8 @@ pub(super) struct Outstanding {
     pub(super) attempt: u32,
     /// Whether it has only gone out to open our own NAT.
     pub(super) opens: bool,
+    /// The fingerprint of the secret that it was made with.
+    pub(super) secret: [u8; 32],
 }
 
 impl Peer {
@@ -109,7 +118,9 @@ impl Peer {
             cookies: CookieJar::default(),
             stamp: 0,
             told: 0,
+            comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
+            probed: None,
             punched: None,
             punches: 0,
             knocked: None,
@@ -127,6 +138,11 @@ impl Peer {
     /// Whether there is a session over a path without a relay.
     pub(super) fn is_direct(&self) -> bool {
         self.current.is_some() && self.paths.primary().is_some_and(|primary| channel_behind(&primary).is_none())
+    }
+
+    /// The longest IP packet that the path in use is known to carry, bytes.
+    pub(super) fn path_mtu(&self) -> Option<usize> {
+        self.paths.mtu().packet(self.paths.primary()?)
     }
 
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.

@@ -16,10 +16,6 @@ use super::{Node, Transmit};
 /// Between two pictures: a hundred a second follow anything a person does, and drawing one for 100 peers takes 20 us.
 const PACE: Duration = Duration::from_millis(10);
 
-/// The UDP payload that any path carries: IPv6's minimum MTU of 1280 less 48 bytes of headers would always do; Ethernet
-/// with 1500 and IPv6 gives 1452. Until paths are probed, every LAN of the founders is Ethernet.
-pub(super) const PATH_PAYLOAD: usize = 1452;
-
 /// An endpoint for peers without a session; never sent to.
 const NOWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), 0);
 
@@ -98,13 +94,16 @@ impl Node {
         let via = channel.and_then(|channel| self.via(channel));
         // A relay may be gone that was the only way.
         let is_there = primary.is_some() && via.is_some() == channel.is_some();
+        let endpoint = primary.unwrap_or(NOWHERE);
+        let mtu = peer.map(|peer| peer.paths.mtu()).unwrap_or_default();
         FibPeer {
             peer: record.peer(),
             mac: record.mac,
             transport: peer.and_then(|peer| peer.current.clone()).filter(|_| is_there),
-            endpoint: primary.unwrap_or(NOWHERE),
+            endpoint,
             via,
-            path_payload: PATH_PAYLOAD,
+            path_payload: mtu.payload(endpoint),
+            expected_payload: mtu.expected_payload(endpoint),
             serves: record.membership().roles().contains(Roles::BRIDGE),
             clauses: None,
         }

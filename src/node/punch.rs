@@ -124,7 +124,7 @@ impl Node {
         let candidates = peer.paths.endpoints();
         let strange = candidates.into_iter().filter(|endpoint| channel_behind(endpoint).is_none());
         for endpoint in strange.collect::<Vec<_>>() {
-            if !self.is_overlay(endpoint.ip())
+            if !self.leads_back(&endpoint)
                 && let Some(bytes) = seal_message(&transport, &Message::Keepalive, now)
             {
                 self.approach(id, endpoint, &bytes, now);

@@ -35,13 +35,16 @@ const MAX_PERSISTED: usize = 256;
 impl Node {
     /// The first inputs: what the disk and the invite know, our addresses, the timers.
     pub(super) fn begin(&mut self, now: Instant) {
+        self.load_ledger(now);
         let unix = self.clock.unix(now);
         for bytes in std::mem::take(&mut self.config.known_records) {
             match Verified::check(&bytes, &self.network, unix) {
                 Ok(record) => self.take_in(record, now),
                 // An expired record is no proof any more, but a hint where its member was.
                 Err(RecordError::Expired(at)) => {
-                    if let Ok(record) = Verified::check(&bytes, &self.network, at) {
+                    if let Ok(record) = Verified::check(&bytes, &self.network, at)
+                        && self.ledger.verdict(&record.chain).is_ok()
+                    {
                         self.remember(record.peer(), record.noise, &record.endpoints);
                     }
                 }
@@ -65,7 +68,12 @@ impl Node {
         let Some(peer) = self.peer_entry(id) else { return };
         peer.noise.get_or_insert(noise);
         peer.paths.set_candidates(Origin::Remembered, endpoints);
-        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints: endpoints.to_vec() }));
+        self.dial(id, endpoints.to_vec(), Vec::new());
+    }
+
+    /// The control network may find a member there, or ask for it at its home relays.
+    pub(super) fn dial(&mut self, peer: PeerId, endpoints: Vec<std::net::SocketAddr>, homes: Vec<PeerId>) {
+        self.events.push_back(Event::Directory(dht::Command::Dial { peer, endpoints, homes }));
     }
 
     /// Signs our record anew, stores and gossips it, and pushes it over every live session.
@@ -99,9 +107,11 @@ impl Node {
         self.events.push_back(Event::Directory(dht::Command::Publish(Box::new(record))));
     }
 
-    /// Verifies received bytes.
+    /// Verifies received bytes, and that nobody has expelled their member.
     pub(super) fn check_record(&self, bytes: &[u8], now: Instant) -> Result<Verified<Record>, RecordError> {
-        Verified::check(bytes, &self.network, self.clock.unix(now))
+        let record = Verified::check(bytes, &self.network, self.clock.unix(now))?;
+        self.ledger.verdict(&record.chain)?;
+        Ok(record)
     }
 
     /// Verifies received bytes, naming the reason if they are no good.
@@ -134,6 +144,10 @@ impl Node {
         if record.has_expired(unix) {
             return Err(DropReason::MembershipExpired);
         }
+        // The directory may not have heard what we have.
+        if self.ledger.verdict(&record.chain).is_err() {
+            return Err(DropReason::MembershipRevoked);
+        }
         if id == self.own.peer {
             // An echo of an earlier life: whoever holds it must not take our next record for an old one.
             if self.own.skip_sequence(record.sequence) && self.own.record().is_some() {
@@ -142,6 +156,7 @@ impl Node {
             return Ok(Change::Stale);
         }
         let (noise, endpoints, name) = (record.noise, record.endpoints.clone(), record.name().clone());
+        let homes = record.homes.clone();
         let over = until_over(record.ends(), unix);
         let ours = LookupKey::Ip(IpAddr::V4(self.own.ipv4.address));
         let rival = record.ipv4.address == self.own.ipv4.address
@@ -162,10 +177,14 @@ impl Node {
         peer.noise = Some(noise);
         if matches!(change, Change::New | Change::Updated) {
             peer.paths.set_candidates(Origin::Record, &endpoints);
-            self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+            self.dial(id, endpoints, homes);
             self.timers.set_if_earlier(Timer::Persist, now + PERSIST_AFTER);
             self.redraw(now);
             self.tell_kernel(id);
+            self.note_newcomer(id, now);
+            if self.own.homes.contains(&id) {
+                self.reconsider_homes(now);
+            }
         }
         if rival {
             let old = self.own.ipv4.address;
@@ -205,7 +224,12 @@ impl Node {
 
     /// mDNS heard of a member: a hint to try.
     pub(super) fn handle_sighting(&mut self, sighting: Sighting, now: Instant) {
-        let Sighting { peer: id, noise, endpoints } = sighting;
+        let Sighting { peer: id, noise, endpoints, stale } = sighting;
+        // It knows the network's secret still, and would learn our record by an initiation.
+        let known = self.peers.get(&id).and_then(|peer| peer.noise) == Some(noise);
+        if self.ledger.is_accused(&id) && self.roster.get(&id).is_none() || stale && !known {
+            return self.counters.count(DropReason::MembershipRevoked);
+        }
         let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
         let Some(peer) = self.peer_entry(id) else { return };
         peer.noise.get_or_insert(noise);
@@ -213,7 +237,7 @@ impl Node {
         peer.failures = 0;
         let before = peer.paths.endpoints();
         peer.paths.set_candidates(Origin::Sighting, &endpoints);
-        self.events.push_back(Event::Directory(dht::Command::Dial { peer: id, endpoints }));
+        self.dial(id, endpoints, Vec::new());
         self.try_candidates(id, &before, now);
     }
 
@@ -260,6 +284,7 @@ pub(super) fn drop_reason(error: &RecordError) -> DropReason {
     match error {
         RecordError::Expired(_) | RecordError::Chain(ChainError::Expired { .. }) => DropReason::MembershipExpired,
         RecordError::Chain(_) | RecordError::NotAMember => DropReason::MembershipRefused,
+        RecordError::Excluded(_) => DropReason::MembershipRevoked,
         RecordError::Codec(_) | RecordError::Signature | RecordError::TooLong(_) | RecordError::Address => {
             DropReason::RecordRefused
         }

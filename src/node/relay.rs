@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use rand_core::Rng;
 
 use crate::identity::PeerId;
-use crate::nat::Origin;
 use crate::switch::{Channel, seal_message};
 use crate::wire::relay::{CHANNELS, channel_behind, endpoint, mark};
 use crate::wire::{DropReason, Message, Open, Way};
@@ -265,7 +264,7 @@ impl Node {
         }
         let Some(entry) = self.peer_entry(peer) else { return };
         let before = entry.paths.endpoints();
-        entry.paths.add(endpoint(channel), Origin::Relay);
+        entry.paths.add_relayed(endpoint(channel), way.relays);
         let (live, direct, unanswered) = (entry.current.is_some(), entry.is_direct(), entry.paths.is_unanswered());
         if !live {
             self.try_candidates(peer, &before, now);
@@ -286,7 +285,11 @@ impl Node {
         let own = match known {
             Some((own, circuit)) => {
                 (circuit.way, circuit.fresh) = (way, now);
-                *own
+                let own = *own;
+                if let Some(entry) = self.peers.get_mut(&peer).filter(|entry| entry.paths.knows(endpoint(own))) {
+                    entry.paths.add_relayed(endpoint(own), way.relays);
+                }
+                own
             }
             None => {
                 let Some(own) = self.accept(relay, peer, channel, way, now) else {
@@ -315,7 +318,7 @@ impl Node {
         let circuit = Circuit { relay, peer, out, ours: false, retired: false, way, asked: None, unanswered: 0, fresh };
         self.relays.circuits.insert(own, circuit);
         self.redraw(now);
-        self.peer_entry(peer)?.paths.add(endpoint(own), Origin::Relay);
+        self.peer_entry(peer)?.paths.add_relayed(endpoint(own), way.relays);
         Some(own)
     }
 

@@ -8,9 +8,10 @@ use rand_core::Rng;
 
 use crate::dht;
 use crate::identity::PeerId;
+use crate::nat::mtu::BASE_PAYLOAD;
 use crate::session::Transport;
 use crate::session::transport::REST;
-use crate::switch::seal_message;
+use crate::switch::{seal_message, seal_padded};
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
 use crate::wire::{DropReason, Message};
@@ -40,7 +41,7 @@ const JITTER: Duration = Duration::from_millis(50);
 const BUSY_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// An idle warm peer is probed after this silence, at the next look: NATs exist that forget after 20 s. Ten bytes a second.
-const WARM_PROBE_AFTER: Duration = Duration::from_secs(12);
+pub(super) const WARM_PROBE_AFTER: Duration = Duration::from_secs(12);
 
 /// Silent this long in spite of probes: gone. Six lost probes in a row do not happen on a path worth having.
 pub(super) const GONE_AFTER: Duration = Duration::from_secs(30);
@@ -76,6 +77,7 @@ impl Node {
         }
         let age = now.saturating_duration_since(current.created());
         self.upgrade(id, now);
+        self.refresh_outside(id, now);
         let Some(peer) = self.peers.get(&id) else { return };
         let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
         let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
@@ -107,6 +109,7 @@ impl Node {
         } else if warm && silent >= WARM_PROBE_AFTER {
             self.probe_primary(id, now);
         }
+        self.tend_mtu(id, now);
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
@@ -147,20 +150,30 @@ impl Node {
         self.probe_where(id, |endpoint| channel_behind(endpoint).is_some(), now);
     }
 
-    /// Asks whether the peer is still there, on the path that works: one datagram, however many addresses it has.
+    /// Asks whether the peer is still there, on the path that works: one small datagram, however many addresses it has.
     pub(super) fn probe_primary(&mut self, id: PeerId, now: Instant) {
         let primary = self.peers.get(&id).and_then(|peer| peer.paths.endpoints().first().copied());
-        self.probe_where(id, |endpoint| Some(*endpoint) == primary, now);
+        self.probe_with(id, |endpoint| Some(*endpoint) == primary, seal_message, now);
     }
 
+    /// What may choose a path is as long as a handshake: who answers that can be sent data.
     fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
+        self.probe_with(id, wanted, seal_probe, now);
+    }
+
+    fn probe_with(
+        &mut self,
+        id: PeerId,
+        wanted: impl Fn(&SocketAddr) -> bool,
+        seal: fn(&Transport, &Message, Instant) -> Option<Vec<u8>>,
+        now: Instant,
+    ) {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
-        let endpoints = peer.paths.begin_round(nonce, now);
-        for endpoint in endpoints.into_iter().filter(wanted) {
-            if !self.is_overlay(endpoint.ip())
-                && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+        for endpoint in peer.paths.begin_round(nonce, wanted, now) {
+            if !self.leads_back(&endpoint)
+                && let Some(bytes) = seal(&transport, &Message::Ping { nonce }, now)
             {
                 self.approach(id, endpoint, &bytes, now);
             }
@@ -221,12 +234,20 @@ impl Node {
             Message::Witness { ports } => self.handle_witness(id, &ports, now),
             Message::Survey { nonce } => self.handle_survey(id, nonce, source, now),
             Message::Forecast(forecast) => self.handle_forecast(id, forecast, now),
+            Message::Filtering { nonce } => self.handle_filtering(id, nonce, source, now),
+            Message::Knock { peer, at, nonce } => self.handle_knock(id, peer, at, nonce, now),
+            Message::Knocked { nonce } => self.handle_knocked(id, nonce, source, now),
+            Message::Knocking { nonce } => self.handle_knocking(id, nonce, now),
             Message::Open(open) => self.handle_open(id, open, now),
             Message::Opened { channel, mark, way } => self.handle_opened(id, channel, mark, way, now),
             Message::Refused { channel } => self.handle_refused(id, channel, now),
             Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
             Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
             Message::Reached { peer } => self.handle_reached(id, peer, now),
+            Message::Ledger { digest } => self.handle_ledger(id, digest, now),
+            Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
+            Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
+            Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
         }
     }
 
@@ -237,14 +258,19 @@ impl Node {
         if self.answer_survey(id, nonce, observed, now)
             || self.answer_ping(id, nonce, observed, source, now)
             || self.answer_path_ping(id, nonce, now)
+            || self.answer_mtu(id, nonce, source, now)
         {
             return;
         }
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        if peer.paths.on_refreshed(nonce, source, now) {
+            return self.note_observation(id, source, observed, now);
+        }
         let Some((rtt, changed)) = peer.paths.on_answer(nonce, source, now) else { return };
         if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
             self.redraw(now);
+            self.tend_mtu(id, now);
         }
         self.note_observation(id, source, observed, now);
     }
@@ -301,7 +327,7 @@ impl Node {
             self.probe_where(id, |candidate| !between_relays || relayed(Some(*candidate)), now);
         } else if let Some(nonce) = peer.paths.join_round(endpoint)
             && let Some(transport) = peer.current.clone()
-            && let Some(bytes) = seal_message(&transport, &Message::Ping { nonce }, now)
+            && let Some(bytes) = seal_probe(&transport, &Message::Ping { nonce }, now)
         {
             // It has found a way already.
             self.outbox.push_back(Transmit::to(endpoint, bytes));
@@ -342,4 +368,9 @@ impl Node {
         self.redraw(now);
         self.schedule_reconnect(id, now);
     }
+}
+
+/// As long as the shortest datagram that every path carries.
+fn seal_probe(transport: &Transport, message: &Message, now: Instant) -> Option<Vec<u8>> {
+    seal_padded(transport, message, BASE_PAYLOAD, now)
 }

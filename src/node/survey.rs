@@ -12,11 +12,10 @@ use rand_core::Rng;
 
 use crate::identity::PeerId;
 use crate::nat::Mapping;
-use crate::nat::forecast::forecast;
+use crate::nat::forecast::{Told, forecast};
 use crate::nat::observe::is_local;
 use crate::switch::seal_message;
 use crate::wire::message::{Forecast, MAX_WITNESSES};
-use crate::wire::relay::channel_behind;
 use crate::wire::socket::{split, through};
 use crate::wire::{DropReason, Message};
 
@@ -67,8 +66,10 @@ pub(super) struct Surveys {
     askers: Vec<PeerId>,
     /// Who did not answer the last time: behind a NAT, most likely, that knows the first socket only.
     silent: BTreeSet<PeerId>,
-    /// Our NAT maps by the source alone: seen when.
-    independent: Option<Instant>,
+    /// Our NAT maps by the source alone: seen when, and by whom.
+    independent: Option<(Instant, PeerId)>,
+    /// How many were made: each rests on others' words, if others are there.
+    made: usize,
     /// What the last one has brought.
     latest: Option<(Forecast, Instant)>,
     last_socket: u16,
@@ -172,8 +173,9 @@ impl Node {
             return;
         }
         let untranslated = self.observations.mapping(&self.own.endpoints, false) == Mapping::Untranslated;
-        if (untranslated || self.surveys.independent.is_some_and(|at| now < at + BELIEVED))
-            && let Some(at) = self.seen_at()
+        let believed = self.surveys.independent.filter(|(at, _)| now < *at + BELIEVED).map(|(_, by)| by);
+        if (untranslated || believed.is_some())
+            && let Some(at) = self.seen_at(believed)
         {
             return self.learn(id, Forecast::Independent { at }, 0, now);
         }
@@ -186,6 +188,15 @@ impl Node {
             return;
         }
         let mut places = self.observers();
+        if !places.is_empty() && places.len() < DESTINATIONS {
+            // One of two may lie, and nobody can say which: now both are asked, now the one alone, now the other.
+            let turn = self.surveys.made % 3;
+            if let Some(alone) = turn.checked_sub(1) {
+                let first = alone % places.len();
+                places.rotate_left(first);
+                places.truncate(1);
+            }
+        }
         let Some((helper, _)) = places.first().copied() else { return };
         if places.len() < DESTINATIONS {
             let Some(witnesses) = self.surveys.witnesses.get(&helper) else {
@@ -199,6 +210,7 @@ impl Node {
         }
         places.truncate(DESTINATIONS);
         let Some(number) = self.new_socket() else { return };
+        self.surveys.made += 1;
         let places = places.into_iter().map(|(observer, at)| {
             let nonce = self.rng.next_u64();
             Place { observer, at, nonce, seen: None }
@@ -220,28 +232,37 @@ impl Node {
     /// Members that we reach directly over IPv4 and that see us from outside, and where they are. Those at private addresses see
     /// what stands between us and them only; they will do if there is nobody else, as where all of the world is one company's.
     fn observers(&self) -> Vec<(PeerId, SocketAddr)> {
-        let outside =
-            |id: &PeerId| self.observations.seen_by(*id).is_some_and(|seen| !self.own.endpoints.contains(&seen));
+        let outside = |id: &PeerId| {
+            self.observations.seen_by(*id, false).is_some_and(|(seen, _)| !self.own.endpoints.contains(&seen))
+        };
         let direct = self.peers.values().filter(|peer| peer.is_direct() && outside(&peer.id));
-        let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.primary()?))).collect();
-        found.retain(|(_, at)| at.is_ipv4());
+        let mut found: Vec<_> = direct.filter_map(|peer| Some((peer.id, peer.paths.working(false)?))).collect();
         prefer(&mut found, |(_, at)| !is_local(at.ip()));
         // A fresh socket is a stranger to whoever sits behind a NAT.
-        prefer(&mut found, |(id, at)| self.is_sole(*id, *at));
+        prefer(&mut found, |(id, at)| self.is_at_home(*id, *at));
         prefer(&mut found, |(id, _)| !self.surveys.silent.contains(id));
         found
     }
 
-    /// Whether a member names `at` and no other place over IPv4: one with a NAT names what it sees and what others see.
-    fn is_sole(&self, id: PeerId, at: SocketAddr) -> bool {
-        let named = self.roster.get(&id).map(|record| record.endpoints.iter().filter(|named| named.is_ipv4()));
-        named.is_some_and(|mut named| named.all(|named| *named == at))
+    /// Whether the first place over IPv4 that a member names is `at`, so that it is its own: where others see it, or say that they do, comes
+    /// after.
+    pub(super) fn is_at_home(&self, id: PeerId, at: SocketAddr) -> bool {
+        let mut named = self.roster.get(&id).into_iter().flat_map(|record| &record.endpoints);
+        named.find(|named| named.is_ipv4()) == Some(&at)
     }
 
-    /// Where our first socket is seen over IPv4: outside, or by everybody.
-    pub(super) fn seen_at(&self) -> Option<SocketAddr> {
+    /// Where our first socket is seen over IPv4, by `observer` if it has told: outside, or by everybody.
+    fn seen_at(&self, observer: Option<PeerId>) -> Option<SocketAddr> {
+        if let Some((seen, _)) = observer.and_then(|observer| self.observations.seen_by(observer, false)) {
+            return Some(seen);
+        }
         let public = self.own.endpoints.iter().filter(|at| !is_local(at.ip()));
         self.own.reflexive.iter().chain(public).find(|at| at.is_ipv4()).copied()
+    }
+
+    /// The numbers of the sockets that we offer as witnesses, once they are there.
+    pub(super) fn witness_sockets(&self) -> impl Iterator<Item = u16> {
+        self.surveys.own.iter().map(|(number, _)| *number)
     }
 
     /// Somebody wants to know where else we listen.
@@ -270,14 +291,14 @@ impl Node {
 
     /// A member says where else it listens.
     pub(super) fn handle_witness(&mut self, id: PeerId, ports: &[u16], now: Instant) {
-        let primary = self.peers.get(&id).and_then(|peer| peer.paths.primary());
-        let Some(primary) = primary.filter(|at| channel_behind(at).is_none() && ports.len() <= MAX_WITNESSES) else {
+        let place = self.peers.get(&id).and_then(|peer| peer.paths.working(false));
+        let Some(place) = place.filter(|_| ports.len() <= MAX_WITNESSES) else {
             return self.counters.count(DropReason::InnerMalformed);
         };
         if self.surveys.asked.take_if(|(asked, ..)| *asked == id).is_none() {
             return;
         }
-        let places = ports.iter().map(|port| SocketAddr::new(primary.ip(), *port)).collect();
+        let places = ports.iter().map(|port| SocketAddr::new(place.ip(), *port)).collect();
         self.surveys.witnesses.insert(id, places);
         for peer in std::mem::take(&mut self.surveys.wanted) {
             self.begin_survey(peer, now);
@@ -365,19 +386,30 @@ impl Node {
                 self.surveys.silent.insert(place.observer);
             }
         }
-        let seen: Vec<_> = survey.places.iter().map(|place| place.seen).collect();
-        let forecast = forecast(&seen, self.seen_at());
-        if let Some(forecast) = forecast {
+        let places = (0..).zip(&survey.places);
+        let told = places.filter_map(|(nth, place)| Some(Told { nth, by: place.at.ip(), seen: place.seen? }));
+        let told: Vec<_> = told.collect();
+        let forecast = forecast(&told).and_then(|(forecast, nth)| {
+            let by = survey.places.get(nth as usize)?.observer;
+            match forecast {
+                // Others are to knock at the first socket.
+                Forecast::Independent { .. } => Some((Forecast::Independent { at: self.seen_at(Some(by))? }, by)),
+                Forecast::Sequential { .. } | Forecast::Random { .. } => Some((forecast, by)),
+            }
+        });
+        if let Some((forecast, by)) = forecast {
             tracing::debug!(?forecast, "our NAT");
             let independent = matches!(forecast, Forecast::Independent { .. });
-            self.surveys.independent = independent.then_some(now);
+            let told = self.seen_at(Some(by)).is_some_and(|at| !self.observations.is_disputed(at));
+            self.surveys.independent = (independent && told).then_some((now, by));
             self.surveys.latest = Some((forecast, now));
             if let Some(peer) = survey.peer {
                 self.learn(peer, forecast, if independent { 0 } else { number }, now);
             }
         }
         if survey.peer.is_none() {
-            self.end_netcheck_survey(number, forecast, seen.iter().flatten().next().copied(), now);
+            let (forecast, seen) = (forecast.map(|(forecast, _)| forecast), told.first().map(|told| told.seen));
+            self.end_netcheck_survey(number, forecast, seen, now);
         }
     }
 
@@ -478,7 +510,7 @@ impl Node {
 }
 
 /// Keeps those that are better, if there are any.
-fn prefer(found: &mut Vec<(PeerId, SocketAddr)>, is_better: impl Fn(&(PeerId, SocketAddr)) -> bool) {
+pub(super) fn prefer(found: &mut Vec<(PeerId, SocketAddr)>, is_better: impl Fn(&(PeerId, SocketAddr)) -> bool) {
     if found.iter().any(&is_better) {
         found.retain(is_better);
     }

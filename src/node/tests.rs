@@ -56,6 +56,8 @@ fn config(root: u8, n: u8) -> NodeConfig {
         hardware_aes: true,
         contacts: Vec::new(),
         known_records: Vec::new(),
+        known_statements: Vec::new(),
+        known_secrets: Vec::new(),
     }
 }
 
@@ -117,7 +119,7 @@ impl Lan {
     fn sighting(&self, of: usize) -> Sighting {
         let host = &self.hosts[of];
         let record = host.node.own.record().expect("it has endpoints");
-        Sighting { peer: host.node.peer_id(), noise: record.noise, endpoints: vec![host.endpoint] }
+        Sighting { peer: host.node.peer_id(), noise: record.noise, endpoints: vec![host.endpoint], stale: false }
     }
 
     /// Everybody sees everybody.
@@ -225,7 +227,8 @@ impl Lan {
                 Event::PeerChange { change, .. } => host.changes.push(change),
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
-                Event::Persist(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
+                Event::Expelled(_) => host.ended = true,
+                Event::Persist(_) | Event::Keep(_) | Event::Secrets(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
             }
         }
     }
@@ -369,7 +372,8 @@ fn who_proved_to_be_no_member_any_more_is_not_approached_again() {
     let endpoint = SocketAddr::from(([192, 0, 2, 99], 4747));
     lan.receive(0, endpoint, &bytes);
     assert_eq!(lan.dropped(0, DropReason::MembershipExpired), 1);
-    let sighting = Sighting { peer: own.peer_id(), noise: own.noise_secret().public(), endpoints: vec![endpoint] };
+    let noise = own.noise_secret().public();
+    let sighting = Sighting { peer: own.peer_id(), noise, endpoints: vec![endpoint], stale: false };
     let now = lan.now;
     lan.hosts[0].node.handle_directory(dht::Event::Sighting(sighting), now);
     lan.drain(0);
@@ -488,7 +492,11 @@ fn a_mapped_endpoint_is_told_unless_peers_see_another_address() {
     assert!(listed(&lan, mapped), "peers of our own LAN do not speak against it");
     let told = lan.hosts[0].commands.iter().rev().find_map(|command| match command {
         dht::Command::Listening(endpoints) => Some(endpoints.clone()),
-        dht::Command::Publish(_) | dht::Command::Lookup { .. } | dht::Command::Dial { .. } => None,
+        dht::Command::Publish(_)
+        | dht::Command::Lookup { .. }
+        | dht::Command::Dial { .. }
+        | dht::Command::Homes(_)
+        | dht::Command::State(_) => None,
     });
     assert_eq!(told, Some(vec![lan.hosts[0].endpoint, mapped]), "the directory listens there too");
 
@@ -512,7 +520,11 @@ fn a_frame_to_an_unknown_station_asks_the_directory_and_waits() {
     lan.frame(0, &unknown);
     let asked = lan.hosts[0].commands.iter().find_map(|command| match command {
         dht::Command::Lookup { id, .. } => Some(*id),
-        dht::Command::Publish(_) | dht::Command::Dial { .. } | dht::Command::Listening(_) => None,
+        dht::Command::Publish(_)
+        | dht::Command::Dial { .. }
+        | dht::Command::Listening(_)
+        | dht::Command::Homes(_)
+        | dht::Command::State(_) => None,
     });
     let id = asked.expect("the directory was asked");
     let record = lan.hosts[1].node.own.record().expect("a record").clone();
@@ -637,8 +649,11 @@ fn sockets_through_which_a_peer_was_answered_stay_open() {
         | Event::Reply(..)
         | Event::Addresses { .. }
         | Event::Persist(_)
+        | Event::Keep(_)
         | Event::Witnesses(_)
         | Event::MembershipEnded
+        | Event::Secrets(_)
+        | Event::Expelled(_)
         | Event::PeerChange { .. } => None,
     });
     assert_eq!(kept, Some([5, 6].into()));
@@ -720,4 +735,31 @@ fn a_forecast_of_ports_at_a_strangers_address_is_dropped() {
     let near = SocketAddr::from(([203, 0, 113, 9], 5000));
     lan.hosts[0].node.handle_forecast(peer, crate::wire::message::Forecast::Random { near }, now);
     assert_eq!(lan.dropped(0, DropReason::InnerMalformed), before + 1);
+}
+
+#[test]
+fn nobody_can_have_a_stranger_knocked_at_nor_a_member_knocked_at_for_ever() {
+    let mut lan = lan(3);
+    let ids = [0, 1, 2].map(|index: usize| lan.hosts[index].node.peer_id());
+    let now = lan.now;
+    let [asker, other] = [1, 2].map(|index: usize| SocketAddr::from((lan.hosts[index].endpoint.ip(), 50_000)));
+    let stranger = SocketAddr::from(([203, 0, 113, 9], 5000));
+    let node = &mut lan.hosts[0].node;
+    node.handle_witnesses(vec![(7, 50_007)], now);
+    let sent = |node: &mut Node| std::iter::from_fn(|| node.poll_transmit()).map(|it| it.endpoint).collect::<Vec<_>>();
+    sent(node);
+    let before = node.counters().get(DropReason::InnerMalformed);
+    node.handle_filtering(ids[1], 1, stranger, now);
+    node.handle_knock(ids[2], ids[1], stranger, 1, now);
+    node.handle_knock(ids[2], ids[2], asker, 1, now);
+    assert_eq!((sent(node), node.counters().get(DropReason::InnerMalformed)), (Vec::new(), before + 3));
+    for nonce in 0..1000 {
+        node.handle_filtering(ids[1], nonce, asker, now);
+    }
+    let knocks = sent(node).into_iter().filter(|to| *to == through(7, asker)).count();
+    assert!((1..=12).contains(&knocks), "{knocks} datagrams");
+    for nonce in 0..1000 {
+        node.handle_knock(ids[1], ids[2], other, nonce, now);
+    }
+    assert!(sent(node).is_empty(), "who has used up its questions does not ask in another's name");
 }

@@ -23,6 +23,8 @@ pub(super) enum Timer {
     Survey,
     /// Datagrams that are to pass a peer's NAT by guessing are due.
     Hunt(PeerId),
+    /// The length of what the path to a peer carries is to be looked at.
+    Mtu(PeerId),
     /// Frames have waited long enough for a directory answer.
     Lookup(QueryId),
     /// Operator's pings are to be given up.
@@ -37,6 +39,10 @@ pub(super) enum Timer {
     Expire,
     /// The records are to be kept on disk.
     Persist,
+    /// The ledger is to be kept on disk.
+    Keep,
+    /// Newcomers have waited long enough for somebody to say that they joined.
+    Witness,
     /// The picture for forwarding is due.
     Fib,
 }
@@ -45,9 +51,9 @@ impl Timer {
     fn reason(self) -> Reason {
         match self {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
-            Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) => Reason::Session,
+            Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) | Self::Mtu(_) => Reason::Session,
             Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
-            Self::Renew | Self::Homes | Self::Expire | Self::Persist => Reason::Records,
+            Self::Renew | Self::Homes | Self::Expire | Self::Persist | Self::Keep | Self::Witness => Reason::Records,
             Self::Fib => Reason::Fib,
         }
     }

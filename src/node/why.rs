@@ -3,14 +3,14 @@
 //! Everything is read from what the node keeps anyway, but for an [`Account`] of each peer: what both sides last said of their NATs,
 //! which otherwise is forgotten seconds later, what was hunted, and when our own budget kept us from trying.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::identity::PeerId;
-use crate::nat::Origin;
 use crate::nat::candidate::Candidate;
 use crate::nat::forecast::{FORESEEN, around, foreseen};
 use crate::nat::observe::is_local;
+use crate::nat::{Mapping, Origin};
 use crate::wire::message::Forecast;
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
@@ -136,7 +136,9 @@ impl Node {
                 if named(&[Origin::Sighting]) || is_local(split(primary).1.ip()) {
                     PathReason::DirectLan
                 } else {
-                    peer.account.found(primary, named(&[Origin::Record, Origin::Remembered]))
+                    // What a hunt has hit is named by the peer too, as soon as it has heard of it.
+                    let hit = candidates.iter().any(|it| it.endpoint == primary && it.found_by == Origin::Observed);
+                    peer.account.found(primary, !hit)
                 }
             }
             (Some(_), None) => PathReason::NoPath,
@@ -185,8 +187,20 @@ impl Node {
     /// Whether any endpoint of a peer is one to which we could send at all, without a relay.
     fn can_send_to(&self, peer: &Peer) -> bool {
         let endpoints = peer.paths.endpoints().into_iter().filter(|endpoint| channel_behind(endpoint).is_none());
-        let family = |ipv6| self.own.endpoints.iter().any(|own| own.is_ipv6() == ipv6);
-        endpoints.map(|endpoint| split(endpoint).1).any(|there| family(there.is_ipv6()) && !self.is_overlay(there.ip()))
+        endpoints.map(|endpoint| split(endpoint).1.ip()).any(|there| self.leads_to(there) && !self.is_overlay(there))
+    }
+
+    /// Whether an address of ours is of the kind that gets there. IPv6 is not translated, or we were seen elsewhere: who has
+    /// none but of its own site gets no further.
+    fn leads_to(&self, there: IpAddr) -> bool {
+        let own = self.own.endpoints.iter().chain(&self.own.reflexive).map(SocketAddr::ip);
+        let mut own = own.filter(|own| own.is_ipv6() == there.is_ipv6());
+        match there {
+            IpAddr::V4(_) => own.next().is_some(),
+            // It was sighted on a link of ours.
+            IpAddr::V6(v6) if v6.is_unicast_link_local() => true,
+            IpAddr::V6(_) => own.any(|own| is_local(own) == is_local(there)),
+        }
     }
 
     fn candidate_info(
@@ -208,6 +222,7 @@ impl Node {
             tried: candidate.tried.map(ago),
             answered: candidate.answered.map(ago),
             rtt_ms: candidate.rtt.map(milliseconds),
+            path_mtu: candidate.mtu.packet(candidate.endpoint),
         })
     }
 
@@ -222,11 +237,17 @@ impl Node {
         self.carrier(channel_behind(&endpoint)?).map(|relay| self.name_of(relay))
     }
 
+    /// How our NAT maps: that of IPv4, if we have it.
+    pub(super) fn mapping(&self) -> Mapping {
+        let ipv6 = self.own.endpoints.iter().all(SocketAddr::is_ipv6);
+        self.observations.mapping(&self.own.endpoints, ipv6)
+    }
+
     /// What is known of our own NAT; `surveyed` is what was last learnt for the peer in question.
     pub(super) fn nat_info(&self, surveyed: Option<(Forecast, Instant)>, now: Instant) -> NatInfo {
         let latest = [surveyed, self.surveys.latest()].into_iter().flatten().max_by_key(|(_, at)| *at);
         NatInfo {
-            mapping: self.observations.mapping(&self.own.endpoints, false).name().to_owned(),
+            mapping: self.mapping().name().to_owned(),
             survey: latest.map(|told| forecast_info(told, now)),
             seen_at: self.own.reflexive.clone(),
         }

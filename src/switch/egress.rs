@@ -192,7 +192,7 @@ impl Egress {
             return Judgement::Verdict(Verdict::Punt(Punt::NoSession));
         }
         if let Some(segment) = segment {
-            mss::clamp(batch.bytes_mut(index), &segment, checksum, fib.peers[peer].longest_whole());
+            mss::clamp(batch.bytes_mut(index), &segment, checksum, fib.peers[peer].longest_expected());
         }
         Judgement::For(peer)
     }

@@ -28,6 +28,8 @@ pub struct FibPeer {
     pub via: Option<(SocketAddr, u32)>,
     /// The largest datagram (UDP payload, bytes) that the path carries.
     pub path_payload: usize,
+    /// What that will probably be once the path has been searched: TCP asks once only, so it is told this.
+    pub expected_payload: usize,
     /// Whether it may speak as DHCP server and router: it has the role `bridge`, for whatever is behind it.
     pub serves: bool,
     /// Which of its packets the filter lets in; `None`: all.
@@ -38,6 +40,11 @@ impl FibPeer {
     /// The longest frame that the path carries in one datagram, bytes.
     pub fn longest_whole(&self) -> usize {
         self.path_payload.saturating_sub(HEADROOM + TAILROOM)
+    }
+
+    /// The same of what is to be expected.
+    pub fn longest_expected(&self) -> usize {
+        self.expected_payload.saturating_sub(HEADROOM + TAILROOM)
     }
 }
 

@@ -134,6 +134,10 @@ impl Ingress {
                 batch.shrink(index, content);
                 Verdict::Punt(Punt::Message)
             }
+            Some(Inner::Padded(message)) if usize::from(message) <= content.len().min(MAX_MESSAGE) => {
+                batch.shrink(index, content.start..content.start + usize::from(message));
+                Verdict::Punt(Punt::Message)
+            }
             Some(Inner::Fragment { id, part, last }) => {
                 let congested = batch.slots()[index].ecn == Ecn::Congested;
                 let bytes = &batch.bytes(index)[content];
@@ -144,7 +148,7 @@ impl Ingress {
                     Kept::Complete(whole) => self.rejoin(fib, batch, index, whole, peer, now),
                 }
             }
-            Some(Inner::Message) | None => Verdict::Drop(DropReason::InnerMalformed),
+            Some(Inner::Message | Inner::Padded(_)) | None => Verdict::Drop(DropReason::InnerMalformed),
         }
     }
 
@@ -230,7 +234,7 @@ impl Ingress {
                 batch.shrink(slot, INNER_LEN..len);
                 self.judge_frame(fib, batch, slot, checksum, peer, now)
             }
-            Some(Inner::Fragment { .. } | Inner::Message | Inner::Bundle) | None => {
+            Some(Inner::Fragment { .. } | Inner::Message | Inner::Bundle | Inner::Padded(_)) | None => {
                 Verdict::Drop(DropReason::InnerMalformed)
             }
         };

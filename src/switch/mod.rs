@@ -37,7 +37,7 @@ pub use fib::{Channel, Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
 pub use meter::Meter;
 pub use neighbor::requested;
-pub use seal::{seal_frame, seal_message};
+pub use seal::{seal_frame, seal_message, seal_padded};
 
 use crate::wire::ethernet::{ETHERNET_HEADER_LEN, VLAN_TAG_LEN};
 

@@ -32,7 +32,7 @@ pub fn seal_frame(peer: &FibPeer, frame: &[u8], now: Instant) -> Option<Vec<Vec<
     if let Some(head) = FrameHead::read(frame)
         && let Some(segment) = Segment::of(frame, &head)
     {
-        mss::clamp(frame, &segment, Checksum::Unknown, peer.longest_whole());
+        mss::clamp(frame, &segment, Checksum::Unknown, peer.longest_expected());
     }
     if cut.parts == 1 {
         return Some(vec![seal(transport, first, &whole)]);
@@ -52,6 +52,19 @@ pub fn seal_message(transport: &Transport, message: &Message, now: Instant) -> O
     let mut plaintext = vec![0; INNER_LEN];
     Inner::Message.write(&mut plaintext);
     plaintext.extend(message.encode());
+    Some(seal(transport, counter, &plaintext))
+}
+
+/// Seals one control message in a datagram of `len` bytes, or in a longer one if it does not fit: whether it arrives says
+/// whether such datagrams do. `None` if the session is exhausted.
+pub fn seal_padded(transport: &Transport, message: &Message, len: usize, now: Instant) -> Option<Vec<u8>> {
+    let counter = transport.reserve(1, now)?;
+    let message = message.encode();
+    let mut plaintext = vec![0; INNER_LEN];
+    // A message is far shorter than 64 KiB.
+    Inner::Padded(message.len() as u16).write(&mut plaintext);
+    plaintext.extend(message);
+    plaintext.resize(plaintext.len().max(len.saturating_sub(HEADER_LEN + TAG_LEN)), 0);
     Some(seal(transport, counter, &plaintext))
 }
 
@@ -262,6 +275,20 @@ mod tests {
         let datagram = seal_message(&a.transport, &message, now).expect("a session");
         assert_eq!(open(&b, &datagram, now), (Inner::Message, message.encode()));
         assert_eq!(a.transport.last_sent(), None);
+    }
+
+    #[test]
+    fn a_padded_message_is_as_long_as_it_is_to_be() {
+        let now = start();
+        let (a, b) = pair(now);
+        let message = Message::Ping { nonce: 7 };
+        let bytes = message.encode();
+        for len in [0, 100, 1472, 9000] {
+            let datagram = seal_padded(&a.transport, &message, len, now).expect("a session");
+            assert_eq!(datagram.len(), len.max(HEADROOM + TAILROOM + bytes.len()));
+            let (inner, content) = open(&b, &datagram, now);
+            assert_eq!((inner, &content[..bytes.len()]), (Inner::Padded(bytes.len() as u16), &bytes[..]));
+        }
     }
 
     #[test]

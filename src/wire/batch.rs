@@ -131,6 +131,10 @@ drop_reasons! {
     HandshakeReplayed = "handshake-replayed",
     /// A handshake whose certificate is of another network, forged, or otherwise unsound.
     MembershipRefused = "membership-refused",
+    /// A handshake, record or sighting of somebody who was expelled, or whose invite was used up or withdrawn.
+    MembershipRevoked = "membership-revoked",
+    /// A statement about members that proves nothing, or beyond what one may say.
+    StatementRefused = "statement-refused",
     /// A handshake or record whose certificate or record has expired.
     MembershipExpired = "membership-expired",
     /// A handshake from ourselves.

@@ -1,13 +1,13 @@
-//! What a sealed datagram holds: an 8-byte inner header, then a frame, a piece of a frame, a control message, or a
-//! bundle of small frames.
+//! What a sealed datagram holds: an 8-byte inner header, then a frame, a piece of a frame, a control message, alone or filled
+//! up to a length, or a bundle of small frames.
 //!
-//! | bytes | frame | fragment | message | bundle |
-//! |---|---|---|---|---|
-//! | 0 | 1 | 2 | 3 | 4 |
-//! | 1 | checksum: 0 unknown, 1 partial, 2 valid | part, from 0; bit 7 marks the last | 0 | 0 |
-//! | 2..4 | `csum_start`, if partial | 0 | 0 | 0 |
-//! | 4..6 | `csum_offset`, if partial | id of the cut frame (4..8) | 0 | 0 |
-//! | 6..8 | 0 | | 0 | 0 |
+//! | bytes | frame | fragment | message | bundle | padded message |
+//! |---|---|---|---|---|---|
+//! | 0 | 1 | 2 | 3 | 4 | 5 |
+//! | 1 | checksum: 0 unknown, 1 partial, 2 valid | part, from 0; bit 7 marks the last | 0 | 0 | 0 |
+//! | 2..4 | `csum_start`, if partial | 0 | 0 | 0 | length of the message |
+//! | 4..6 | `csum_offset`, if partial | id of the cut frame (4..8) | 0 | 0 | 0 |
+//! | 6..8 | 0 | | 0 | 0 | 0 |
 //!
 //! The pieces of a cut frame, put together, are again an inner header and a frame. A bundle is a sequence of entries to its
 //! very end: the length of the frame (2), an inner header of a frame (8), the frame.
@@ -77,6 +77,9 @@ pub enum Inner {
     Message,
     /// Several small frames follow, each behind its length and its own inner header: see [`entry`].
     Bundle,
+    /// A canonical [`Message`] of so many bytes follows, and then what nobody looks at: that a datagram of this length has
+    /// arrived is what is to be known.
+    Padded(u16),
 }
 
 /// The first entry of what is left of a bundle: the frame's checksum and where its bytes are in `rest`. `None` if it is
@@ -86,7 +89,7 @@ pub fn entry(rest: &[u8]) -> Option<(Checksum, Range<usize>)> {
     let end = ENTRY_LEN + usize::from(u16::from_be_bytes(*len));
     match Inner::read(inner)? {
         Inner::Frame(checksum) if end <= rest.len() => Some((checksum, ENTRY_LEN..end)),
-        Inner::Frame(_) | Inner::Fragment { .. } | Inner::Message | Inner::Bundle => None,
+        Inner::Frame(_) | Inner::Fragment { .. } | Inner::Message | Inner::Bundle | Inner::Padded(_) => None,
     }
 }
 
@@ -114,6 +117,10 @@ impl Inner {
             }
             Self::Message => buffer[0] = 3,
             Self::Bundle => buffer[0] = 4,
+            Self::Padded(len) => {
+                buffer[0] = 5;
+                buffer[2..4].copy_from_slice(&len.to_be_bytes());
+            }
         }
     }
 
@@ -132,6 +139,7 @@ impl Inner {
             }
             [3, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Message),
             [4, 0, 0, 0, 0, 0, 0, 0] => Some(Self::Bundle),
+            [5, 0, a, b, 0, 0, 0, 0] => Some(Self::Padded(u16::from_be_bytes([a, b]))),
             _ => None,
         }
     }
@@ -263,6 +271,47 @@ pub enum Message {
     Forecast(Forecast),
     /// The answer to [`Message::Punch`]: my NAT is open for you too.
     Punching,
+    /// From a fresh socket that has sent to nobody else: have me knocked at from elsewhere, at the place that this came from, so that I
+    /// learn whom my NAT lets in.
+    Filtering {
+        /// Chosen by the sender.
+        nonce: u64,
+    },
+    /// To a third member: `peer` wants to know whether you get in at `at`. Only where it is known to be.
+    Knock {
+        /// Who has asked.
+        peer: PeerId,
+        /// Where its question came from.
+        at: SocketAddr,
+        /// Of the question.
+        nonce: u64,
+    },
+    /// To where [`Message::Filtering`] came from, from elsewhere: it gets in.
+    Knocked {
+        /// Of the question.
+        nonce: u64,
+    },
+    /// To who has asked, by the usual path: I have sent [`Message::Knocked`].
+    Knocking {
+        /// Of the question.
+        nonce: u64,
+    },
+    /// What the sender's ledger is.
+    Ledger {
+        /// Of all its statements.
+        digest: [u8; 16],
+    },
+    /// In answer to a [`Message::Ledger`] that is not ours: the digests of the parts of the sender's. Send what it may lack.
+    Buckets(Vec<u8>),
+    /// A signed statement about members: pushed because it is news, or because the peer may lack it. At most 1 KiB.
+    Statement(Vec<u8>),
+    /// The network's newest secret: the statement about it, and itself.
+    Secret {
+        /// A statement.
+        epoch: Vec<u8>,
+        /// 32 bytes.
+        secret: [u8; 32],
+    },
 }
 
 impl Message {
@@ -289,7 +338,8 @@ mod tests {
     #[test]
     fn every_inner_header_survives_the_wire() {
         let checksums = [Checksum::Unknown, Checksum::Valid, Checksum::Partial { start: 34, offset: 16 }];
-        let others = [Inner::Message, Inner::Bundle, Inner::Fragment { id: 0xdead_beef, part: 15, last: true }];
+        let fragment = Inner::Fragment { id: 0xdead_beef, part: 15, last: true };
+        let others = [Inner::Message, Inner::Bundle, Inner::Padded(0x1234), fragment];
         for inner in checksums.map(Inner::Frame).into_iter().chain(others) {
             let mut buffer = [0xff; INNER_LEN];
             inner.write(&mut buffer);
@@ -301,7 +351,9 @@ mod tests {
     fn unknown_kinds_flags_and_parts_are_no_inner_header() {
         for bytes in [
             [0u8; 8],
-            [5, 0, 0, 0, 0, 0, 0, 0],
+            [6, 0, 0, 0, 0, 0, 0, 0],
+            [5, 1, 0, 9, 0, 0, 0, 0],
+            [5, 0, 0, 9, 0, 0, 0, 1],
             [4, 1, 0, 0, 0, 0, 0, 0],
             [1, 3, 0, 0, 0, 0, 0, 0],
             [1, 2, 0, 1, 0, 0, 0, 0],

@@ -35,6 +35,14 @@ pub fn split(endpoint: SocketAddr) -> (u16, SocketAddr) {
     (0, endpoint)
 }
 
+/// Whether an address means something on its own site only (RFC 1918, RFC 3927, RFC 4193, RFC 4291).
+pub fn is_local(ip: IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(v4) => v4.is_private() || v4.is_link_local() || v4.is_loopback(),
+        IpAddr::V6(v6) => v6.is_unique_local() || v6.is_unicast_link_local() || v6.is_loopback(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

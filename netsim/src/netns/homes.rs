@@ -1,20 +1,21 @@
 //! Homes on an Internet: each laptop behind a box that the kernel makes, a slow cable to its provider, the
 //! providers on one switch, and a public laptop on the same. The ways are 10 ms long each, for a lab without delay hides every mistake
-//! of timing. The Internet has addresses of the block for such labs (RFC 2544): a node takes no private one for outside.
+//! of timing. The Internet has addresses that are no private ones: a node takes none of those for outside. Homes that have IPv6 have a
+//! /64 of their own behind a stateful firewall, over the same cables; the public laptop has both.
 //!
 //! ```text
 //! ada ── box-ada [── carrier] ══ 10 ms ══ isp-ada ──┬── isp-bob ══ 10 ms ══ [carrier ──] box-bob ── bob
 //!                                                  pub
 //! ```
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::wire::Conditions;
 use super::{Background, Lab, Laptop, Wire, run, wait_for};
-use crate::kinds::{Kernel, Kind, Source, Unasked};
+use crate::kinds::{Families, Kernel, Kind, Source, Unasked};
 
 /// How long a mapping daemon takes to start, at the most.
 const MAPPER_STARTS: Duration = Duration::from_secs(5);
@@ -88,11 +89,13 @@ pub struct Home {
     pub laptop: Laptop,
     /// The outermost box, as the provider knows it.
     pub gate: Laptop,
-    /// Where the rest of the world sees the laptop.
+    /// Where the rest of the world sees the laptop, over IPv4 if it has that.
     pub outside: Ipv4Addr,
     provider: Laptop,
     /// Where the provider is on the switch.
     via: Ipv4Addr,
+    /// The same over IPv6, and the home's network, if it has that.
+    ipv6: Option<(Ipv6Addr, Ipv6Addr)>,
     _cable: Wire,
 }
 
@@ -169,11 +172,11 @@ impl Homes {
     /// When the kernel refuses.
     pub fn new(lab: &mut Lab, homes: &[(&str, &Kind)]) -> Result<Self> {
         let public = lab.laptop_at("pub", within(INTERNET, 0, 1), "switch")?;
-        let homes = (1..).zip(homes).map(|(number, (name, kind))| home(lab, name, &kind.kernel, number));
+        add_ipv6(&public, "eth0", ipv6(0, 1))?;
+        let homes = (1..).zip(homes).map(|(number, (name, kind))| home(lab, name, kind, number));
         let homes = homes.collect::<Result<Vec<_>>>()?;
-        for home in &homes {
-            let others = homes.iter().map(|other| &other.provider).filter(|other| other.name != home.provider.name);
-            others.chain([&public]).try_for_each(|machine| lead(machine, home))?;
+        for machine in homes.iter().map(|home| &home.provider).chain([&public]) {
+            lead(machine, homes.iter().filter(|home| home.provider.name != machine.name))?;
         }
         Ok(Self { public, homes })
     }
@@ -184,7 +187,7 @@ impl Homes {
     /// When the kernel refuses.
     pub fn another(&self, lab: &mut Lab, name: &str) -> Result<Laptop> {
         let laptop = lab.laptop_at(name, within(INTERNET, 0, 2), "switch")?;
-        self.homes.iter().try_for_each(|home| lead(&laptop, home))?;
+        lead(&laptop, self.homes.iter())?;
         Ok(laptop)
     }
 }
@@ -193,16 +196,55 @@ fn within([a, b]: [u8; 2], subnet: u8, host: u8) -> Ipv4Addr {
     Ipv4Addr::new(a, b, subnet, host)
 }
 
-/// Tells `machine`, which is on the switch, the way to `home`.
-fn lead(machine: &Laptop, home: &Home) -> Result<()> {
-    for address in [home.gate.underlay, home.outside] {
-        let [a, b, c, _] = address.octets();
-        machine.run(&format!("ip route replace {a}.{b}.{c}.0/24 via {}", home.via))?;
+/// Tells `machine`, which is on the switch, the ways to `homes`.
+fn lead<'a>(machine: &Laptop, homes: impl Iterator<Item = &'a Home>) -> Result<()> {
+    let mut lines = String::new();
+    for home in homes {
+        for [a, b, c, _] in [home.gate.underlay, home.outside].map(|address| address.octets()) {
+            lines += &format!("route replace {a}.{b}.{c}.0/24 via {}\n", home.via);
+        }
+        if let Some((via, network)) = home.ipv6 {
+            lines += &format!("route replace {network}/64 via {via}\n");
+        }
     }
-    Ok(())
+    let path = machine.dir.join("routes");
+    std::fs::write(&path, lines)?;
+    run(&format!("ip -n {} -batch {}", machine.name, path.display())).map(drop)
 }
 
-fn home(lab: &mut Lab, name: &str, kernel: &Kernel, number: u8) -> Result<Home> {
+/// The address `host` of a network of IPv6: 0 is the switch, N the cable of home N, 100+N its inside.
+fn ipv6(network: u8, host: u8) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, network.into(), 0, 0, 0, 0, host.into())
+}
+
+fn add_ipv6(machine: &Laptop, device: &str, address: Ipv6Addr) -> Result<()> {
+    machine.run(&format!("ip -6 addr add {address}/64 dev {device} nodad")).map(drop)
+}
+
+/// Lays IPv6 over the cables of home `number`: a route from the switch to the laptop, and a stateful firewall at the gate. Returns where
+/// the provider is on the switch, and the network inside.
+fn lay_ipv6(provider: &Laptop, gate: &Laptop, laptop: &Laptop, number: u8) -> Result<(Ipv6Addr, Ipv6Addr)> {
+    let (via, inside) = (ipv6(0, PROVIDERS + number), 100 + number);
+    add_ipv6(provider, "core", via)?;
+    add_ipv6(provider, "eth0", ipv6(number, 2))?;
+    add_ipv6(gate, "eth0", ipv6(number, 1))?;
+    add_ipv6(gate, "home", ipv6(inside, 1))?;
+    add_ipv6(laptop, "eth0", ipv6(inside, 2))?;
+    provider.run(&format!("ip -6 route add {}/64 via {}", ipv6(inside, 0), ipv6(number, 1)))?;
+    gate.run(&format!("ip -6 route add default via {}", ipv6(number, 2)))?;
+    laptop.run(&format!("ip -6 route add default via {}", ipv6(inside, 1)))?;
+    let rules = "table ip6 box {\n chain through {\n type filter hook forward priority filter\n iifname eth0 ct state new drop\n }\n}\n";
+    let path = gate.dir.join("rules6.nft");
+    std::fs::write(&path, rules)?;
+    gate.run(&format!("nft -f {}", path.display()))?;
+    for router in [provider, gate] {
+        router.run("sysctl -qw net.ipv6.conf.all.forwarding=1")?;
+    }
+    Ok((via, ipv6(inside, 0)))
+}
+
+fn home(lab: &mut Lab, name: &str, kind: &Kind, number: u8) -> Result<Home> {
+    let kernel = &kind.kernel;
     let conditions = Conditions { delay: Duration::from_millis(10), seed: number.into(), ..Conditions::PERFECT };
     let (gate, provider) = (format!("gate-{name}"), format!("isp-{name}"));
     let cable = Wire::within(lab, [INTERNET[0], INTERNET[1], number], [&gate, &provider], conditions)?;
@@ -233,7 +275,11 @@ fn home(lab: &mut Lab, name: &str, kernel: &Kernel, number: u8) -> Result<Home> 
         provider.run(&format!("ip route add {}/24 via {}", at(0), gate.underlay))?;
     }
     let outside = if translates { gate.underlay } else { laptop.underlay };
-    Ok(Home { laptop, gate, outside, provider, via, _cable: cable })
+    let ipv6 = kind.families.has_ipv6().then(|| lay_ipv6(&provider, &gate, &laptop, number)).transpose()?;
+    if kind.families == Families::V6 {
+        laptop.run("ip -4 addr flush dev eth0")?;
+    }
+    Ok(Home { laptop, gate, outside, provider, via, ipv6, _cable: cable })
 }
 
 /// A cable from `router`, where it is called `home`, to `machine`, whose way out it is.

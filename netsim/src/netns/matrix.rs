@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 
 use super::{Homes, Lab, Laptop, Node, Pings, Place, place, start};
 use crate::kinds::{self, Kind};
-use crate::oracle::{Way, direct_path_possible};
+use crate::oracle::{Way, best_way};
 
 /// From the start of everything to the first ping, in half of all pairs and at the worst.
 const FIRST_PING: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(5)];
@@ -67,6 +67,8 @@ pub struct Outcome {
     pub best_path: Option<Duration>,
     /// What both said of each other at the end: `direct`, `relayed` or worse, and the endpoint.
     pub paths: [String; 2],
+    /// Why, in the words of `meshd why` for programs.
+    pub reasons: [String; 2],
     /// What else there is to say.
     pub remark: String,
 }
@@ -80,6 +82,7 @@ impl Outcome {
             "first_ping_ms": ms(self.first_ping),
             "best_path_ms": ms(self.best_path),
             "paths": self.paths,
+            "reasons": self.reasons,
             "remark": self.remark,
         })
     }
@@ -93,13 +96,15 @@ impl Outcome {
             first_ping: ms("first_ping_ms"),
             best_path: ms("best_path_ms"),
             paths: [text(&value["paths"][0]), text(&value["paths"][1])],
+            reasons: [text(&value["reasons"][0]), text(&value["reasons"][1])],
             remark: text(&value["remark"]),
         })
     }
 
     /// One that never came about.
     fn none(way: Way, remark: String) -> Self {
-        Self { way, first_ping: None, best_path: None, paths: <[String; 2]>::default(), remark }
+        let (paths, reasons) = Default::default();
+        Self { way, first_ping: None, best_path: None, paths, reasons, remark }
     }
 }
 
@@ -162,7 +167,7 @@ pub fn run(options: &Options) -> Result<bool> {
             scope.spawn(|| {
                 while let Some((run, [a, b])) = pairs.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let logs = out.join(format!("{}-{}-{run}", a.name, b.name));
-                    let way = direct_path_possible(&a.nat, &b.nat);
+                    let way = best_way(a, b);
                     let outcome = apart([a, b], &logs).unwrap_or_else(|error| {
                         let broken = format!("{} x {}: {error:#}", a.name, b.name);
                         unmade.lock().unwrap_or_else(PoisonError::into_inner).push(broken);
@@ -210,8 +215,7 @@ fn apart([a, b]: [&Kind; 2], logs: &Path) -> Result<Outcome> {
         Place::Outside(mut command) => {
             let output = command.output().context("unshare(1)")?;
             let text = String::from_utf8_lossy(&output.stdout);
-            let said =
-                text.lines().last().and_then(|line| Outcome::of_json(direct_path_possible(&a.nat, &b.nat), line));
+            let said = text.lines().last().and_then(|line| Outcome::of_json(best_way(a, b), line));
             said.with_context(|| String::from_utf8_lossy(&output.stderr).trim().to_owned())
         }
     }
@@ -232,7 +236,7 @@ pub fn one(lab: &mut Lab, kinds: [&str; 2], logs: &Path) -> Result<()> {
 /// # Errors
 /// When the lab cannot be made or a daemon does not start.
 pub fn pair(lab: &mut Lab, kinds: [&Kind; 2], logs: Option<&Path>) -> Result<Outcome> {
-    let way = direct_path_possible(&kinds[0].nat, &kinds[1].nat);
+    let way = best_way(kinds[0], kinds[1]);
     let stage = Homes::new(lab, &[("ada", kinds[0]), ("bob", kinds[1])])?;
     let laptops = [&stage.public, &stage.homes[0].laptop, &stage.homes[1].laptop];
     stage.public.found("party")?;
@@ -293,6 +297,7 @@ fn watch(nodes: &mut [Node], way: Way, begin: Instant) -> Result<Outcome> {
         outcome.remark = format!("it did not stay: {} of {} pings were lost", loss.lost, loss.sent);
     }
     outcome.paths = stays;
+    outcome.reasons = [reason(ada.laptop(), "bob")?, reason(bob.laptop(), "ada")?];
     outcome.best_path = found.filter(|_| good);
     Ok(outcome)
 }
@@ -304,6 +309,11 @@ fn path(from: &Laptop, name: &str) -> Result<String> {
     let peer = peers.iter().find(|peer| peer["name"] == name);
     let text = |field: &str| peer.and_then(|peer| peer[field].as_str()).unwrap_or("unknown").to_owned();
     Ok(format!("{} {}", text("path"), text("endpoint")))
+}
+
+/// Why `from` reaches `name` so.
+fn reason(from: &Laptop, name: &str) -> Result<String> {
+    Ok(from.ask(&["why", name])?["reason"].as_str().unwrap_or_default().to_owned())
 }
 
 fn median(mut times: Vec<Duration>) -> Option<Duration> {

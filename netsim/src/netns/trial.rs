@@ -29,6 +29,18 @@ const SKIPPED: &str = "SKIPPED: ";
 /// # Panics
 /// When the test fails.
 pub fn in_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
+    in_lab_of(body, Some(&ONE_AT_A_TIME));
+}
+
+/// The same beside others: for what merely waits, most of the time.
+///
+/// # Panics
+/// When the test fails.
+pub fn in_quiet_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
+    in_lab_of(body, None);
+}
+
+fn in_lab_of<F: FnOnce(&mut Lab) -> Result<()>>(body: F, turn: Option<&Mutex<()>>) {
     let path = std::any::type_name::<F>();
     let name = path.rsplit("::").find(|part| !part.starts_with('{')).expect("a test function has a name");
     match place(&["--exact", name, "--nocapture", "--test-threads=1"]).expect("our own program") {
@@ -39,7 +51,7 @@ pub fn in_lab<F: FnOnce(&mut Lab) -> Result<()>>(body: F) {
             }
         }
         Place::Outside(mut command) => {
-            let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = turn.map(|turn| turn.lock().unwrap_or_else(PoisonError::into_inner));
             let output = command.output().expect("unshare(1)");
             let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
             for line in text.lines() {

@@ -1,11 +1,11 @@
 //! The protocols of the control network and how each is bounded.
 //!
 //! Every protocol name holds the network's short id, so nodes of two networks have nothing to say to each other.
-//! Kademlia's store is our [`Shard`]; gossip carries records only; `hello` proves membership, hands a newcomer what is
-//! known, and asks whether a peer is still there.
+//! Kademlia's store is our [`Shard`]; gossip carries records and statements only; `hello` proves membership, hands a newcomer what is
+//! known, and asks whether a peer is still there; `relay` and `circuits` are the two ends of a relay's service.
 
 use std::borrow::Cow;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -18,10 +18,11 @@ use libp2p::kad::store::{self, RecordStore};
 use libp2p::kad::{self, ProviderRecord, RecordKey};
 use libp2p::request_response::{self, ProtocolSupport};
 use libp2p::swarm::NetworkBehaviour;
-use libp2p::{PeerId, StreamProtocol, identify, identity, memory_connection_limits};
+use libp2p::{PeerId, StreamProtocol, identify, identity, memory_connection_limits, relay};
 use sha2::{Digest as _, Sha256};
 
 use super::super::directory::Shard;
+use super::super::ledger::BUCKETS_LEN;
 use super::super::record::{MAX_RECORD, Record, Verified};
 use crate::identity::{NetworkId, UnixSeconds};
 
@@ -49,6 +50,30 @@ const MAX_PENDING: u32 = 64;
 /// Connections to one peer: two when both dial at once, twice that while old ones die.
 const MAX_PER_PEER: u32 = 4;
 
+/// Members that others may reach through us: half of our connections. Each keeps its own open.
+const MAX_RESERVATIONS: usize = 256;
+
+/// Circuits that we carry, each of two buffers of 8 KiB: a network of forty behind NATs in which everybody speaks with everybody, 16 MiB.
+const MAX_CIRCUITS: usize = 1024;
+
+/// Circuits of one peer: a quarter of them all, so that no four take everything, and Kademlia's neighbours many times over.
+const MAX_CIRCUITS_PER_PEER: usize = 256;
+
+/// A circuit ends after this. It is made anew within seconds, by another relay if that is better now.
+const CIRCUIT_LIFE: Duration = Duration::from_secs(3600);
+
+/// What one circuit may carry, both ways: records and questions of an hour ten times over, and no file worth copying. Frames
+/// have relays of their own ([`crate::config::Relaying`]).
+const CIRCUIT_BYTES: u64 = 4 << 20;
+
+/// How often a peer may ask to be reachable through us: a dozen times in a row if its line comes and goes, then once in half a minute.
+const RESERVATION_BURST: NonZeroU32 = NonZeroU32::new(12).expect("twelve is not zero");
+const RESERVATION_GAP: Duration = Duration::from_secs(30);
+
+/// How often a peer may ask for a circuit: once for everybody when it starts, then one a second.
+const CIRCUIT_BURST: NonZeroU32 = NonZeroU32::new(256).expect("256 is not zero");
+const CIRCUIT_GAP: Duration = Duration::from_secs(1);
+
 /// Share of this machine's memory beyond which this process takes no more connections.
 const MAX_MEMORY_SHARE: f64 = 0.5;
 
@@ -60,6 +85,8 @@ pub(super) struct Behaviour {
     pub(super) gossip: Gossip,
     pub(super) identify: identify::Behaviour,
     pub(super) hello: request_response::Behaviour<Codec>,
+    circuits: relay::client::Behaviour,
+    relay: relay::Behaviour,
 }
 
 pub(super) type Gossip = gossipsub::Behaviour<gossipsub::IdentityTransform, WhitelistSubscriptionFilter>;
@@ -70,6 +97,7 @@ pub(super) struct Names {
     pub(super) kad: StreamProtocol,
     pub(super) hello: StreamProtocol,
     pub(super) topic: IdentTopic,
+    pub(super) statements: IdentTopic,
     version: String,
     gossip: String,
 }
@@ -82,6 +110,7 @@ impl Names {
             kad: stream("kad"),
             hello: stream("hello"),
             topic: IdentTopic::new(name("records")),
+            statements: IdentTopic::new(name("statements")),
             version: format!("/meshd/{}", network.short()),
             gossip: format!("/meshd/{}/gossip", network.short()),
         }
@@ -94,6 +123,8 @@ impl Behaviour {
         names: &Names,
         shard: Shard,
         replication: NonZeroUsize,
+        circuits: relay::client::Behaviour,
+        serve: bool,
     ) -> Result<Self, &'static str> {
         let peer = keypair.public().to_peer_id();
         let limits = ConnectionLimits::default()
@@ -111,10 +142,12 @@ impl Behaviour {
         let mut gossip = Gossip::new_with_subscription_filter_and_transform(
             MessageAuthenticity::Anonymous,
             gossip_config(names)?,
-            WhitelistSubscriptionFilter([names.topic.hash()].into()),
+            WhitelistSubscriptionFilter([names.topic.hash(), names.statements.hash()].into()),
             gossipsub::IdentityTransform,
         )?;
-        gossip.subscribe(&names.topic).map_err(|_| "the one topic is on the list of topics")?;
+        for topic in [&names.topic, &names.statements] {
+            gossip.subscribe(topic).map_err(|_| "the topic is on the list of topics")?;
+        }
         Ok(Self {
             limits: connection_limits::Behaviour::new(limits),
             memory: memory_connection_limits::Behaviour::with_max_percentage(MAX_MEMORY_SHARE),
@@ -126,8 +159,29 @@ impl Behaviour {
                 [(names.hello.clone(), ProtocolSupport::Full)],
                 hello,
             ),
+            circuits,
+            relay: relaying(peer, serve),
         })
     }
+}
+
+/// Always or never: left alone it serves only with a confirmed public address, so on a LAN nobody would.
+fn relaying(peer: PeerId, serve: bool) -> relay::Behaviour {
+    let config = relay::Config {
+        max_reservations: MAX_RESERVATIONS,
+        max_reservations_per_peer: MAX_PER_PEER as usize,
+        max_circuits: MAX_CIRCUITS,
+        max_circuits_per_peer: MAX_CIRCUITS_PER_PEER,
+        max_circuit_duration: CIRCUIT_LIFE,
+        max_circuit_bytes: CIRCUIT_BYTES,
+        reservation_rate_limiters: Vec::new(),
+        circuit_src_rate_limiters: Vec::new(),
+        ..relay::Config::default()
+    };
+    let config = config.reservation_rate_per_peer(RESERVATION_BURST, RESERVATION_GAP);
+    let mut relay = relay::Behaviour::new(peer, config.circuit_src_per_peer(CIRCUIT_BURST, CIRCUIT_GAP));
+    relay.set_status(Some(if serve { relay::Status::Enable } else { relay::Status::Disable }));
+    relay
 }
 
 /// A server always: left alone, kad serves only with a confirmed public address, so on a LAN nobody would. Its own
@@ -244,18 +298,21 @@ pub(super) enum Hello {
     Record { want: u8, record: Vec<u8> },
     /// Are you there? Answered with no record.
     Ping,
+    /// The digests of our ledger; answered with up to [`MAX_BATCH`] statements that we may lack.
+    Ledger { buckets: Vec<u8> },
 }
 
-/// The answer: records, as bytes.
+/// The answer: records or statements, as bytes.
 pub(super) type Batch = Vec<Vec<u8>>;
 
-/// A request is a kind, a number wanted and a record; an answer is a count and records; a record is a length (two
-/// bytes, big endian) and its bytes. Lengths are checked before anything is read.
+/// A request is a kind, a number wanted and a record, or a kind, a zero and the digests of a ledger; an answer is a count and
+/// records or statements; each is a length (two bytes, big endian) and its bytes. Lengths are checked before anything is read.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Codec;
 
 const KIND_RECORD: u8 = 1;
 const KIND_PING: u8 = 2;
+const KIND_LEDGER: u8 = 3;
 
 impl request_response::Codec for Codec {
     type Protocol = StreamProtocol;
@@ -272,6 +329,11 @@ impl request_response::Codec for Codec {
         match head {
             [KIND_RECORD, want] => Ok(Hello::Record { want, record: read_record(io).await? }),
             [KIND_PING, 0] => Ok(Hello::Ping),
+            [KIND_LEDGER, 0] => {
+                let mut buckets = vec![0; BUCKETS_LEN];
+                io.read_exact(&mut buckets).await?;
+                Ok(Hello::Ledger { buckets })
+            }
             _ => Err(std::io::ErrorKind::InvalidData.into()),
         }
     }
@@ -307,6 +369,10 @@ impl request_response::Codec for Codec {
                 push_record(&mut bytes, &record);
             }
             Hello::Ping => bytes.extend_from_slice(&[KIND_PING, 0]),
+            Hello::Ledger { buckets } => {
+                bytes.extend_from_slice(&[KIND_LEDGER, 0]);
+                bytes.extend_from_slice(&buckets);
+            }
         }
         io.write_all(&bytes).await
     }
@@ -355,7 +421,8 @@ mod tests {
 
     #[tokio::test]
     async fn hellos_survive_the_stream() {
-        for hello in [Hello::Ping, Hello::Record { want: 64, record: vec![7; MAX_RECORD] }] {
+        let ledger = Hello::Ledger { buckets: vec![5; BUCKETS_LEN] };
+        for hello in [Hello::Ping, Hello::Record { want: 64, record: vec![7; MAX_RECORD] }, ledger] {
             let mut bytes = Cursor::new(Vec::new());
             Codec.write_request(&PROTOCOL, &mut bytes, hello.clone()).await.expect("memory takes it");
             bytes.set_position(0);
@@ -370,7 +437,14 @@ mod tests {
 
     #[tokio::test]
     async fn oversized_and_truncated_hellos_are_refused() {
-        for bad in [&[KIND_RECORD, 0, 0xff, 0xff][..], &[KIND_RECORD, 0, 0, 9, 1], &[9, 9], &[KIND_PING], &[]] {
+        for bad in [
+            &[KIND_RECORD, 0, 0xff, 0xff][..],
+            &[KIND_RECORD, 0, 0, 9, 1],
+            &[9, 9],
+            &[KIND_PING],
+            &[KIND_LEDGER, 0, 1],
+            &[],
+        ] {
             assert!(Codec.read_request(&PROTOCOL, &mut Cursor::new(bad)).await.is_err(), "{bad:?}");
         }
         for bad in [&[MAX_BATCH as u8 + 1][..], &[1], &[1, 0xff, 0xff], &[2, 0, 0, 0]] {
@@ -396,7 +470,9 @@ mod tests {
         let shard = Shard::new(network, [0; 32], key.peer_id(), Limits::default());
         let keypair = identity::Keypair::ed25519_from_bytes(*key.seed()).expect("32 bytes are a seed");
         let k = NonZeroUsize::new(8).expect("not zero");
-        let mut behaviour = Behaviour::new(&keypair, &Names::new(&network), shard, k).expect("sound parameters");
+        let (_transport, client) = relay::client::new(keypair.public().to_peer_id());
+        let names = Names::new(&network);
+        let mut behaviour = Behaviour::new(&keypair, &names, shard, k, client, true).expect("sound parameters");
         assert_eq!(behaviour.kad.mode(), kad::Mode::Server);
         let provider = ProviderRecord::new(RecordKey::new(b"x"), PeerId::random(), vec![]);
         assert!(behaviour.kad.store_mut().add_provider(provider).is_err());

@@ -3,7 +3,8 @@
 //! A node publishes its record under four keys, finds others' records by theirs, and keeps a shard for everybody
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
-//! connected and whom to dial, `records` publishes, replicates and looks up.
+//! connected and whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
+//! `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
 //! fifty of them fit in one test. It stops when the commands' sender is dropped.
@@ -11,28 +12,34 @@
 #![expect(clippy::disallowed_methods, reason = "this room is I/O: it reads clocks and draws randomness")]
 
 mod behaviour;
+mod circuits;
 mod peers;
 mod records;
+mod rest;
+mod statements;
 mod transport;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use libp2p::futures::StreamExt as _;
 use libp2p::swarm::{self, Swarm, SwarmEvent};
-use libp2p::{gossipsub, identify, identity};
+use libp2p::{gossipsub, identify, identity, relay};
 use tokio::sync::mpsc;
 
 use super::directory::{Limits, Shard};
-use super::{Command, Event, Standing};
+use super::{Command, Event, Standing, Statement};
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, PeerId, SigningKey};
 use behaviour::{Behaviour, BehaviourEvent, Names};
+use circuits::Circuits;
 use peers::Peers;
 use records::Records;
+use rest::Rests;
 use transport::Overlay;
 
 pub use transport::Prefix;
@@ -80,10 +87,14 @@ pub struct SwarmConfig {
     pub replication: NonZeroUsize,
     /// How much our own shard keeps.
     pub limits: Limits,
+    /// Whether others behind NATs may be reached through us.
+    pub relay: bool,
+    /// Statements kept on disk, as bytes.
+    pub statements: Vec<Vec<u8>>,
 }
 
 impl SwarmConfig {
-    /// The usual settings: on all addresses, twenty replicas.
+    /// The usual settings: on all addresses, twenty replicas, relaying.
     pub fn new(key: SigningKey, network: NetworkId, secret: NetworkSecret, prefix: Ipv4Prefix, port: u16) -> Self {
         Self {
             key,
@@ -95,6 +106,8 @@ impl SwarmConfig {
             overlay: Vec::new(),
             replication: DEFAULT_REPLICATION,
             limits: Limits::default(),
+            relay: true,
+            statements: Vec::new(),
         }
     }
 }
@@ -161,11 +174,22 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let loopback = listen.iter().any(|endpoint| endpoint.ip().is_loopback());
     let overlay = Overlay::new(&config.network, &config.prefix, &config.overlay, loopback);
     let names = Names::new(&config.network);
-    let shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
-    let behaviour = Behaviour::new(&keypair, &names, shard, config.replication).map_err(anyhow::Error::msg)?;
-    let transport = transport::build(&keypair, &config.network, &config.secret, overlay.clone())
-        .context("the Noise key of the control network")?;
-    let settings = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT);
+    let mut shard = Shard::new(config.network, *config.secret.directory_key(), own, config.limits);
+    for bytes in &config.statements {
+        // The node says which of them are no good.
+        if let Ok(statement) = Statement::check(bytes, &config.network, behaviour::unix_now()) {
+            let _ = shard.state(Arc::new(statement));
+        }
+    }
+    let (circuits, client) = relay::client::new(keypair.public().to_peer_id());
+    let behaviour = Behaviour::new(&keypair, &names, shard, config.replication, client, config.relay)
+        .map_err(anyhow::Error::msg)?;
+    let rests = Rests::default();
+    let transport =
+        transport::build(&keypair, &config.network, &config.secret, overlay.clone(), circuits, rests.clone())
+            .context("the Noise key of the control network")?;
+    // Smart: all addresses of a peer within a second, a circuit a quarter of a second after what is public.
+    let settings = swarm::Config::with_tokio_executor().with_idle_connection_timeout(IDLE_TIMEOUT).with_smart_dial();
     let mut swarm = Swarm::new(transport, behaviour, keypair.public().to_peer_id(), settings);
     for endpoint in &listen {
         swarm.listen_on(transport::multiaddr(*endpoint)).with_context(|| format!("cannot listen on TCP {endpoint}"))?;
@@ -175,6 +199,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
     let now = Instant::now();
     let directory = Directory {
         own,
+        network: config.network,
         directory_key: *config.secret.directory_key(),
         names,
         overlay,
@@ -183,6 +208,8 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
         events: event_outbox,
         outbox: VecDeque::new(),
         peers: Peers::new(now),
+        circuits: Circuits::new(),
+        rests,
         records: Records::new(config.replication, now),
         refused: BTreeMap::new(),
         told: None,
@@ -194,6 +221,7 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
 /// A running directory.
 pub struct Directory {
     own: PeerId,
+    network: NetworkId,
     directory_key: [u8; 32],
     names: Names,
     overlay: Overlay,
@@ -202,6 +230,8 @@ pub struct Directory {
     events: mpsc::Sender<Event>,
     outbox: VecDeque<Event>,
     peers: Peers,
+    circuits: Circuits,
+    rests: Rests,
     records: Records,
     refused: BTreeMap<&'static str, u64>,
     told: Option<(Instant, Standing)>,
@@ -240,29 +270,31 @@ impl Directory {
         match command {
             Command::Publish(record) => self.publish(*record),
             Command::Lookup { id, key } => self.look_up(id, key),
-            Command::Dial { peer, endpoints } => self.remember_target(peer, &endpoints, Instant::now()),
+            Command::Dial { peer, endpoints, homes } => self.remember_target(peer, &endpoints, homes, Instant::now()),
             Command::Listening(endpoints) => self.set_listening(&endpoints),
+            Command::Homes(homes) => self.set_homes(&homes, Instant::now()),
+            Command::State(statement) => self.state(statement),
         }
     }
 
     fn handle_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
         if let SwarmEvent::Behaviour(event) = event {
             self.handle_behaviour(event);
-        } else if let SwarmEvent::ConnectionEstablished { peer_id, num_established, .. } = event {
-            if num_established.get() == 1 {
-                self.connected(peer_id, Instant::now());
-            }
-        } else if let SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } = event {
-            self.disconnected(peer_id, Instant::now());
+        } else if let SwarmEvent::ConnectionEstablished { peer_id, connection_id, endpoint, .. } = event {
+            self.connected(peer_id, connection_id, &endpoint, Instant::now());
+        } else if let SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } = event {
+            self.disconnected(peer_id, connection_id, Instant::now());
         } else if let SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } = event {
             self.dial_failed(peer, &error, Instant::now());
-        } else if let SwarmEvent::IncomingConnectionError { error, send_back_addr, .. } = event {
+        } else if let SwarmEvent::IncomingConnectionError { error, local_addr, send_back_addr, .. } = event {
             tracing::debug!(%error, from = %send_back_addr, "a stranger was not let in");
-            self.count("stranger");
+            self.count(if transport::is_circuit(&local_addr) { "circuit-broken" } else { "stranger" });
         } else if let SwarmEvent::ListenerError { error, .. } = event {
             tracing::debug!(%error, "accepting a control connection failed");
             self.count("listener-error");
-        } else if let SwarmEvent::ListenerClosed { addresses, reason, .. } = event {
+        } else if let SwarmEvent::ListenerClosed { listener_id, addresses, reason } = event
+            && !self.reservation_ended(listener_id, &reason, Instant::now())
+        {
             tracing::warn!(?addresses, ?reason, "the directory no longer listens");
         }
     }
@@ -271,7 +303,11 @@ impl Directory {
         match event {
             BehaviourEvent::Kad(event) => self.handle_kad(event),
             BehaviourEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
-                self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                if message.topic == self.names.statements.hash() {
+                    self.handle_statement(propagation_source, &message_id, &message.data);
+                } else {
+                    self.handle_gossip(propagation_source, &message_id, &message.data, Instant::now());
+                }
             }
             BehaviourEvent::Gossip(_) => self.records.gossip_may_work = true,
             BehaviourEvent::Identify(identify::Event::Received { peer_id, info, .. }) => {
@@ -279,6 +315,8 @@ impl Directory {
             }
             BehaviourEvent::Identify(_) => {}
             BehaviourEvent::Hello(event) => self.handle_hello(event),
+            BehaviourEvent::Circuits(event) => self.handle_circuit(&event),
+            BehaviourEvent::Relay(event) => self.handle_relayed(&event),
         }
     }
 
@@ -289,6 +327,7 @@ impl Directory {
         if now.saturating_duration_since(self.looked_at) >= BUSY_TICK {
             self.looked_at = now;
             self.tend_peers(now);
+            self.tend_circuits(now);
             self.tend_records(now);
             self.tell_standing(now);
         }
@@ -311,9 +350,12 @@ impl Directory {
     fn set_listening(&mut self, endpoints: &[SocketAddr]) {
         let wanted: Vec<_> =
             endpoints.iter().filter(|at| self.overlay.admits(**at)).map(|at| transport::multiaddr(*at)).collect();
-        let gone: Vec<_> = self.swarm.external_addresses().filter(|at| !wanted.contains(at)).cloned().collect();
-        for address in gone {
-            self.swarm.remove_external_address(&address);
+        let had: Vec<_> = self.swarm.external_addresses().filter(|at| !transport::is_circuit(at)).cloned().collect();
+        if wanted.iter().any(|at| !had.contains(at)) {
+            self.rests.clear();
+        }
+        for address in had.iter().filter(|at| !wanted.contains(at)) {
+            self.swarm.remove_external_address(address);
         }
         for address in wanted {
             self.swarm.add_external_address(address);
@@ -352,6 +394,9 @@ impl Directory {
             connections: self.peers.proved(),
             routing_peers: self.routing_peers(),
             shard_records: self.shard().len(),
+            circuits: self.peers.circuits(),
+            reserved: self.circuits.reserved(),
+            carried: self.circuits.carried(),
             refused: refused.into_iter().collect(),
         };
         if self.told.as_ref().is_none_or(|(_, told)| *told != standing) {

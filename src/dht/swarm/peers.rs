@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use libp2p::core::ConnectedPoint;
+use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, Message, OutboundFailure, OutboundRequestId};
-use libp2p::swarm::DialError;
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::{Multiaddr, identify};
+use libp2p::swarm::{ConnectionId, DialError};
+use libp2p::{Multiaddr, identify, relay};
 
-use super::super::record::MAX_ENDPOINTS;
-use super::super::{Record, Verified};
+use super::super::record::{MAX_ENDPOINTS, MAX_HOMES};
+use super::super::{Met, Record, Verified};
 use super::behaviour::{Batch, Hello, MAX_BATCH, unix_now};
 use super::{Directory, about, jitter, random, transport};
 use crate::identity::PeerId;
@@ -58,22 +60,67 @@ pub(super) struct Peers {
     connected: BTreeMap<libp2p::PeerId, Connected>,
     targets: BTreeMap<libp2p::PeerId, Target>,
     pings: BTreeMap<OutboundRequestId, libp2p::PeerId>,
+    comparisons: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     wanted_batches: u8,
     reach_out_at: Instant,
 }
 
+/// How a connection came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It let us in, there.
+    Dialled(SocketAddr),
+    /// It came to us.
+    Accepted,
+    /// Through a relay.
+    Circuit,
+}
+
+impl Way {
+    fn of(endpoint: &ConnectedPoint) -> Self {
+        match endpoint {
+            ConnectedPoint::Dialer { address, .. } if transport::is_circuit(address) => Self::Circuit,
+            ConnectedPoint::Listener { local_addr, .. } if transport::is_circuit(local_addr) => Self::Circuit,
+            ConnectedPoint::Dialer { address, .. } => {
+                transport::endpoint(address).map_or(Self::Accepted, Self::Dialled)
+            }
+            ConnectedPoint::Listener { .. } => Self::Accepted,
+        }
+    }
+}
+
 struct Connected {
     since: Instant,
+    ways: BTreeMap<ConnectionId, Way>,
+    /// Whether it relays, by its own account.
+    relays: bool,
     proof: Option<Arc<Verified<Record>>>,
     hellos: u8,
+    /// How often it has compared its ledger with ours, and whether we have.
+    comparisons: u8,
+    compared: bool,
     /// Where it listens by its own account; `None` while we do not know whether it speaks our Kademlia.
     addresses: Option<Vec<SocketAddr>>,
     routed: Vec<Multiaddr>,
     ping_at: Instant,
 }
 
+impl Connected {
+    /// Whether there is a connection without a relay.
+    fn is_met(&self) -> bool {
+        self.ways.values().any(|way| *way != Way::Circuit)
+    }
+
+    /// Where it let us in.
+    fn dialled(&self) -> Option<SocketAddr> {
+        self.ways.values().find_map(|way| if let Way::Dialled(at) = way { Some(*at) } else { None })
+    }
+}
+
 struct Target {
     endpoints: Vec<SocketAddr>,
+    /// Where else it may be asked for.
+    homes: Vec<PeerId>,
     failures: u32,
     dial_at: Instant,
     added: Instant,
@@ -85,6 +132,7 @@ impl Peers {
             connected: BTreeMap::new(),
             targets: BTreeMap::new(),
             pings: BTreeMap::new(),
+            comparisons: BTreeMap::new(),
             wanted_batches: WANTED_BATCHES,
             reach_out_at: now + REACH_OUT_ALONE,
         }
@@ -95,8 +143,53 @@ impl Peers {
         self.connected.values().filter(|peer| peer.proof.is_some()).count()
     }
 
+    /// How many connected peers we speak with through relays alone.
+    pub(super) fn circuits(&self) -> usize {
+        self.connected.values().filter(|peer| !peer.is_met()).count()
+    }
+
+    /// Who has proved membership and is connected without a relay.
+    pub(super) fn met(&self) -> impl Iterator<Item = Met> {
+        let met = self.connected.iter().filter(|(_, peer)| peer.proof.is_some() && peer.is_met());
+        met.filter_map(|(id, peer)| Some(Met { peer: ours(id)?, at: peer.dialled(), relays: peer.relays }))
+    }
+
+    /// Whether there is a connection without a relay to a peer, and where it let us in.
+    pub(super) fn way_to(&self, peer: &libp2p::PeerId) -> Option<Option<SocketAddr>> {
+        self.connected.get(peer).filter(|peer| peer.is_met()).map(Connected::dialled)
+    }
+
+    /// The connections without a relay to a peer.
+    pub(super) fn connections(&self, peer: &libp2p::PeerId) -> Vec<ConnectionId> {
+        let ways = self.connected.get(peer).into_iter().flat_map(|peer| &peer.ways);
+        ways.filter(|(_, way)| **way != Way::Circuit).map(|(id, _)| *id).collect()
+    }
+
     pub(super) fn has_proved(&self, peer: &libp2p::PeerId) -> bool {
         self.connected.get(peer).is_some_and(|peer| peer.proof.is_some())
+    }
+
+    /// The peers of whose proofs `wanted` is true.
+    pub(super) fn proved_by(&self, wanted: impl Fn(&Verified<Record>) -> bool) -> Vec<libp2p::PeerId> {
+        let proof = |peer: &Connected| peer.proof.as_ref().is_some_and(|proof| wanted(proof));
+        self.connected.iter().filter(|(_, peer)| proof(peer)).map(|(peer, _)| *peer).collect()
+    }
+
+    /// The peer is not dialled again.
+    pub(super) fn forget_target(&mut self, peer: &libp2p::PeerId) {
+        self.targets.remove(peer);
+    }
+
+    /// The answer to `request` will be statements.
+    pub(super) fn note_comparison(&mut self, request: OutboundRequestId, peer: libp2p::PeerId) {
+        self.comparisons.insert(request, peer);
+    }
+
+    /// Counts a comparison that a peer asks for; `None` if it has not proved to be a member.
+    pub(super) fn count_comparison(&mut self, peer: &libp2p::PeerId) -> Option<u8> {
+        let connected = self.connected.get_mut(peer).filter(|peer| peer.proof.is_some())?;
+        connected.comparisons = connected.comparisons.saturating_add(1);
+        Some(connected.comparisons)
     }
 
     /// Whether something is due within a fraction of a second.
@@ -107,23 +200,57 @@ impl Peers {
 }
 
 impl Directory {
-    pub(super) fn connected(&mut self, peer: libp2p::PeerId, now: Instant) {
-        let fresh = Connected {
-            since: now,
-            proof: None,
-            hellos: 0,
-            addresses: None,
-            routed: Vec::new(),
-            ping_at: now + about(PING_INTERVAL),
-        };
-        self.peers.connected.insert(peer, fresh);
+    pub(super) fn connected(
+        &mut self,
+        peer: libp2p::PeerId,
+        id: ConnectionId,
+        endpoint: &ConnectedPoint,
+        now: Instant,
+    ) {
+        let way = Way::of(endpoint);
+        tracing::debug!(%peer, ?way, "connected");
+        if self.is_expelled(&peer) {
+            self.peers.forget_target(&peer);
+            return self.part(peer, "peer-expelled");
+        }
+        if let Some(known) = self.peers.connected.get_mut(&peer) {
+            known.ways.insert(id, way);
+        } else {
+            let fresh = Connected {
+                since: now,
+                ways: BTreeMap::from([(id, way)]),
+                relays: false,
+                proof: None,
+                hellos: 0,
+                comparisons: 0,
+                compared: false,
+                addresses: None,
+                routed: Vec::new(),
+                ping_at: now + about(PING_INTERVAL),
+            };
+            self.peers.connected.insert(peer, fresh);
+            self.say_hello(peer);
+        }
+        if way == Way::Circuit {
+            return;
+        }
         if let Some(target) = self.peers.targets.get_mut(&peer) {
             target.failures = 0;
         }
-        self.say_hello(peer);
+        // What a relay carried for us it need not carry any longer.
+        let ways = self.peers.connected.get(&peer).map(|known| known.ways.clone()).unwrap_or_default();
+        for (circuit, _) in ways.into_iter().filter(|(_, way)| *way == Way::Circuit) {
+            self.swarm.close_connection(circuit);
+        }
     }
 
-    pub(super) fn disconnected(&mut self, peer: libp2p::PeerId, now: Instant) {
+    pub(super) fn disconnected(&mut self, peer: libp2p::PeerId, id: ConnectionId, now: Instant) {
+        if let Some(known) = self.peers.connected.get_mut(&peer) {
+            known.ways.remove(&id);
+            if !known.ways.is_empty() {
+                return;
+            }
+        }
         self.peers.connected.remove(&peer);
         self.forget_copies(&peer);
         if let Some(target) = self.peers.targets.get_mut(&peer) {
@@ -137,6 +264,9 @@ impl Directory {
     /// A dial failed. The peer leaves the routing table, where it would slow every query down; it comes back when it
     /// is met again.
     pub(super) fn dial_failed(&mut self, peer: libp2p::PeerId, error: &DialError, now: Instant) {
+        if let DialError::WrongPeerId { address, .. } = error {
+            self.rests.note_failure(address, now);
+        }
         if matches!(error, DialError::DialPeerConditionFalse(_)) || self.peers.connected.contains_key(&peer) {
             return;
         }
@@ -152,29 +282,46 @@ impl Directory {
         self.unroute(peer, now);
     }
 
-    /// The node says that a member may be at `endpoints`.
-    pub(super) fn remember_target(&mut self, peer: PeerId, endpoints: &[SocketAddr], now: Instant) {
-        let mut endpoints: Vec<_> = endpoints.iter().copied().filter(|at| self.overlay.admits(*at)).collect();
-        endpoints.sort_unstable();
-        endpoints.dedup();
-        endpoints.truncate(MAX_ADDRESSES);
-        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !endpoints.is_empty()) else { return };
+    /// The node says that a member may be at `endpoints`, or be asked for at its `homes`.
+    pub(super) fn remember_target(
+        &mut self,
+        peer: PeerId,
+        endpoints: &[SocketAddr],
+        mut homes: Vec<PeerId>,
+        now: Instant,
+    ) {
+        let mut endpoints = self.admitted(endpoints);
+        homes.truncate(MAX_HOMES);
+        let known = endpoints.is_empty() && homes.is_empty();
+        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !known) else { return };
         let waiting = self.peers.targets.values().filter(|target| target.failures == 0).count() as u32;
         let dial_at = now + jitter(DIAL_SPREAD.saturating_mul(waiting));
         if let Some(target) = self.peers.targets.get_mut(&id) {
             target.added = now;
-            if target.endpoints != endpoints {
-                *target = Target { endpoints, failures: 0, dial_at, added: now };
+            let news = |news: &[SocketAddr]| news.iter().any(|at| !target.endpoints.contains(at));
+            // What is said first of an endpoint alone, by a session, says nothing of the others and of its homes.
+            if news(&endpoints) || !homes.is_empty() && homes != target.homes {
+                endpoints.extend(target.endpoints.iter().filter(|at| !endpoints.contains(at)).collect::<Vec<_>>());
+                endpoints.truncate(MAX_ADDRESSES);
+                if homes.is_empty() {
+                    homes.clone_from(&target.homes);
+                }
+                *target = Target { endpoints, homes, failures: 0, dial_at, added: now };
             }
             return;
         }
         if self.peers.targets.len() >= MAX_TARGETS {
-            let oldest = self.peers.targets.iter().max_by_key(|(_, target)| (target.failures, now - target.added));
+            let spare = |peer: &libp2p::PeerId| !self.circuits.is_home(peer);
+            let spare = self.peers.targets.iter().filter(|(peer, _)| spare(peer));
+            let oldest = spare.max_by_key(|(_, target)| (target.failures, now - target.added));
             if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
                 self.peers.targets.remove(&oldest);
             }
         }
-        self.peers.targets.insert(id, Target { endpoints, failures: 0, dial_at, added: now });
+        endpoints.sort_unstable();
+        endpoints.dedup();
+        endpoints.truncate(MAX_ADDRESSES);
+        self.peers.targets.insert(id, Target { endpoints, homes, failures: 0, dial_at, added: now });
     }
 
     /// What a peer says of itself: whether it speaks our Kademlia, and where it listens.
@@ -188,6 +335,7 @@ impl Directory {
             info.listen_addrs.iter().filter_map(|at| self.overlay.admitted(at)).take(MAX_ADDRESSES).collect();
         if let Some(connected) = self.peers.connected.get_mut(&peer) {
             connected.addresses = Some(addresses);
+            connected.relays = info.protocols.contains(&relay::HOP_PROTOCOL_NAME);
             self.route(peer);
         }
     }
@@ -201,11 +349,14 @@ impl Directory {
                 }
             }
             request_response::Event::Message { peer, message: Message::Response { request_id, response }, .. } => {
-                if self.peers.pings.remove(&request_id).is_none() {
+                if self.peers.comparisons.remove(&request_id).is_some() {
+                    self.read_statements(peer, &response);
+                } else if self.peers.pings.remove(&request_id).is_none() {
                     self.read_batch(peer, &response);
                 }
             }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
+                self.peers.comparisons.remove(&request_id);
                 let was_ping = self.peers.pings.remove(&request_id).is_some();
                 let foreign = matches!(error, OutboundFailure::UnsupportedProtocols);
                 if foreign || (was_ping && matches!(error, OutboundFailure::Timeout)) {
@@ -238,29 +389,46 @@ impl Directory {
         for peer in unproved {
             self.part(peer, "peer-unproved");
         }
-        let due: Vec<_> = (self.peers.targets.iter())
-            .filter(|(peer, target)| target.dial_at <= now && !self.peers.connected.contains_key(peer))
-            .map(|(peer, target)| (*peer, target.endpoints.clone()))
-            .collect();
-        for (peer, endpoints) in due {
-            if let Some(target) = self.peers.targets.get_mut(&peer) {
-                // Until the dial ends, one way or the other.
-                target.dial_at = now + LONGEST_RETRY;
-            }
-            self.dial(peer, &endpoints);
+        let met = |peer: &libp2p::PeerId| self.peers.connected.get(peer).is_some_and(Connected::is_met);
+        let due = self.peers.targets.iter().filter(|(peer, target)| target.dial_at <= now && !met(peer));
+        for peer in due.map(|(peer, _)| *peer).collect::<Vec<_>>() {
+            self.dial_target(peer, now);
         }
         self.reach_out(now);
         self.ping(now);
     }
 
-    fn dial(&mut self, peer: libp2p::PeerId, endpoints: &[SocketAddr]) {
+    /// Dials a target: wherever it may be while there is no connection, and where it is itself while a relay gives us one.
+    fn dial_target(&mut self, peer: libp2p::PeerId, now: Instant) {
+        let relayed = self.peers.connected.contains_key(&peer);
+        let Some(target) = self.peers.targets.get_mut(&peer) else { return };
+        // Until the dial ends, one way or the other.
+        target.dial_at = now + about(LONGEST_RETRY);
+        let (endpoints, homes) = (target.endpoints.clone(), target.homes.clone());
+        if !relayed {
+            return self.dial(peer, &endpoints, &homes);
+        }
+        let addresses = endpoints.into_iter().map(|at| transport::multiaddr(at).with(Protocol::P2p(peer)));
+        let addresses: Vec<_> = addresses.filter(|address| !self.rests.holds(address, now)).collect();
+        if !addresses.is_empty() {
+            self.try_to_dial(DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build());
+        }
+    }
+
+    fn dial(&mut self, peer: libp2p::PeerId, endpoints: &[SocketAddr], homes: &[PeerId]) {
+        let plain = endpoints.iter().map(|at| transport::multiaddr(*at));
+        let addresses = plain.chain(self.circuits_to(homes)).collect();
         let options = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(endpoints.iter().map(|at| transport::multiaddr(*at)).collect())
+            .addresses(addresses)
             .extend_addresses_through_behaviour()
             .build();
+        self.try_to_dial(options);
+    }
+
+    fn try_to_dial(&mut self, options: DialOpts) {
         if let Err(error) = self.swarm.dial(options) {
-            tracing::debug!(%peer, %error, "not dialled");
+            tracing::debug!(%error, "not dialled");
         }
     }
 
@@ -272,13 +440,13 @@ impl Directory {
         let alone = self.peers.connected.is_empty();
         self.peers.reach_out_at = now + about(if alone { REACH_OUT_ALONE } else { REACH_OUT });
         let strangers: Vec<_> = (self.records.known())
-            .filter(|record| record.peer() != self.own)
-            .filter_map(|record| Some((theirs(&record.peer())?, self.admitted(&record.endpoints))))
-            .filter(|(peer, endpoints)| !endpoints.is_empty() && !self.peers.connected.contains_key(peer))
+            .filter(|record| record.peer() != self.own && !(record.endpoints.is_empty() && record.homes.is_empty()))
+            .filter_map(|record| Some((theirs(&record.peer())?, Arc::clone(record))))
+            .filter(|(peer, _)| !self.peers.connected.contains_key(peer))
             .collect();
         if let Some(index) = random().checked_rem(strangers.len() as u64) {
-            let (peer, endpoints) = &strangers[index as usize];
-            self.dial(*peer, endpoints);
+            let (peer, record) = &strangers[index as usize];
+            self.dial(*peer, &self.admitted(&record.endpoints), &record.homes);
         }
     }
 
@@ -303,8 +471,10 @@ impl Directory {
 
     fn answer_hello(&mut self, peer: libp2p::PeerId, hello: &Hello) -> Option<Batch> {
         let connected = self.peers.connected.get_mut(&peer)?;
-        let Hello::Record { want, record } = hello else {
-            return connected.proof.is_some().then(Vec::new);
+        let (want, record) = match hello {
+            Hello::Record { want, record } => (want, record),
+            Hello::Ping => return connected.proof.is_some().then(Vec::new),
+            Hello::Ledger { buckets } => return self.answer_comparison(peer, buckets),
         };
         connected.hellos = connected.hellos.saturating_add(1);
         if connected.hellos > MAX_HELLOS {
@@ -324,6 +494,13 @@ impl Directory {
             && self.prove(peer, first).is_none()
         {
             return;
+        }
+        // Who answers with its record knows ours.
+        if let Some(connected) = self.peers.connected.get_mut(&peer)
+            && connected.proof.is_some()
+            && !std::mem::replace(&mut connected.compared, true)
+        {
+            self.compare_ledgers(peer);
         }
         for bytes in records {
             match self.shard().check(bytes, unix_now()) {
@@ -359,7 +536,7 @@ impl Directory {
     }
 
     /// Enters a peer into the routing table, or updates it there, once it has proved membership and speaks our
-    /// Kademlia: where it says it listens, and where its record says so.
+    /// Kademlia: where it says it listens, and where its record says so, by its home relays too.
     fn route(&mut self, peer: libp2p::PeerId) {
         let Some(Connected { proof: Some(proof), addresses: Some(said), .. }) = self.peers.connected.get(&peer) else {
             return;
@@ -369,7 +546,8 @@ impl Directory {
         endpoints.sort_unstable();
         endpoints.dedup();
         endpoints.truncate(MAX_ADDRESSES);
-        let addresses: Vec<_> = endpoints.into_iter().map(transport::multiaddr).collect();
+        let circuits = self.circuits_to(&proof.homes);
+        let addresses: Vec<_> = endpoints.into_iter().map(transport::multiaddr).chain(circuits).collect();
         let Some(connected) = self.peers.connected.get_mut(&peer) else { return };
         let old = std::mem::replace(&mut connected.routed, addresses.clone());
         let kad = &mut self.swarm.behaviour_mut().kad;
@@ -386,7 +564,7 @@ impl Directory {
         endpoints.iter().copied().filter(|at| self.overlay.admits(*at)).collect()
     }
 
-    fn part(&mut self, peer: libp2p::PeerId, reason: &'static str) {
+    pub(super) fn part(&mut self, peer: libp2p::PeerId, reason: &'static str) {
         tracing::debug!(%peer, reason, "parting");
         self.count(reason);
         self.swarm.behaviour_mut().kad.remove_peer(&peer);

@@ -157,11 +157,28 @@ impl Records {
         self.known.values().map(|known| &known.record)
     }
 
+    /// What is known of a member, ourselves included.
+    pub(super) fn of(&self, peer: &PeerId) -> Option<&Arc<Verified<Record>>> {
+        let own = self.own.as_ref().filter(|own| own.peer() == *peer);
+        own.or_else(|| self.known.get(peer).map(|known| &known.record))
+    }
+
     /// The members heard of, latest news first.
     pub(super) fn newest(&self) -> impl Iterator<Item = &Arc<Verified<Record>>> {
         let mut known: Vec<_> = self.known.values().collect();
         known.sort_unstable_by_key(|known| std::cmp::Reverse(known.arrival));
         known.into_iter().map(|known| &known.record)
+    }
+
+    /// Whether a member was heard of.
+    pub(super) fn knows(&self, peer: &PeerId) -> bool {
+        self.known.contains_key(peer)
+    }
+
+    /// Forgets the members of whom `gone` is true, and what was to be put of theirs.
+    pub(super) fn forget(&mut self, gone: impl Fn(&Verified<Record>) -> bool) {
+        self.known.retain(|_, known| !gone(&known.record));
+        self.waiting.retain(|put| !gone(&put.record));
     }
 
     /// Whether something is due within a fraction of a second.

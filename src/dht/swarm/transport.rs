@@ -4,6 +4,9 @@
 //! prologue holds the network's id, so two networks that share a secret by accident still never talk. [`Guard`] lies
 //! below all of them: libp2p listens on every interface, our own TAP among them, and left alone would tell the others
 //! to reach us through the tunnel that this network is to build.
+//!
+//! A circuit is such a connection too, but for its bottom: a stream to a relay in the place of TCP. So the relay sees nothing
+//! but pnet's noise.
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
@@ -17,8 +20,9 @@ use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportErr
 use libp2p::core::upgrade::Version;
 use libp2p::multiaddr::Protocol;
 use libp2p::pnet::{PnetConfig, PreSharedKey};
-use libp2p::{Multiaddr, Transport, identity, noise, tcp, yamux};
+use libp2p::{Multiaddr, Transport, identity, noise, relay, tcp, yamux};
 
+use super::rest::{Rested, Rests};
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, ula_prefix};
 
 /// How long a connection may take from TCP to yamux. Four round trips; ten seconds are a lost packet in each.
@@ -130,23 +134,43 @@ pub(super) fn endpoint(address: &Multiaddr) -> Option<SocketAddr> {
     rest.then(|| SocketAddr::new(ip, port))
 }
 
-/// TCP, the guard, pnet, Noise, yamux.
+/// Whether an address, or either end of a connection, leads through a relay.
+pub(super) fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
+}
+
+/// The relay that an address leads through.
+pub(super) fn relay_of(address: &Multiaddr) -> Option<libp2p::PeerId> {
+    let before = address.iter().take_while(|part| *part != Protocol::P2pCircuit);
+    let relay = before.filter_map(|part| if let Protocol::P2p(peer) = part { Some(peer) } else { None }).last();
+    relay.filter(|_| is_circuit(address))
+}
+
+/// `/ip4/…/tcp/…/p2p/RELAY/p2p-circuit`: where `relay`, which is at `endpoint`, gives circuits.
+pub(super) fn circuit(relay: libp2p::PeerId, endpoint: SocketAddr) -> Multiaddr {
+    multiaddr(endpoint).with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
+}
+
+/// TCP and the guard, or circuits; pnet, Noise, yamux.
 pub(super) fn build(
     keypair: &identity::Keypair,
     network: &NetworkId,
     secret: &NetworkSecret,
     overlay: Overlay,
+    circuits: relay::client::Transport,
+    rests: Rests,
 ) -> Result<Boxed<(libp2p::PeerId, StreamMuxerBox)>, noise::Error> {
     let pnet = PnetConfig::new(PreSharedKey::new(*secret.pnet_key()));
     let prologue = [b"meshd control v1".as_slice(), &network.0].concat();
     let noise = noise::Config::new(keypair)?.with_prologue(prologue);
-    let transport = Guard { inner: tcp::tokio::Transport::new(tcp::Config::new()), overlay }
+    let transport = circuits
+        .or_transport(Guard { inner: tcp::tokio::Transport::new(tcp::Config::new()), overlay })
         .and_then(move |stream, _| pnet.handshake(stream))
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux::Config::default())
         .timeout(SETUP_TIMEOUT);
-    Ok(transport.boxed())
+    Ok(Rested::new(transport.boxed(), rests, keypair.public().to_peer_id()).boxed())
 }
 
 /// Keeps the overlay out of a transport: overlay addresses are not announced, nothing is accepted on them or from
@@ -269,6 +293,17 @@ mod tests {
         ] {
             assert_eq!(endpoint_of(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn an_address_by_a_relay_names_it() {
+        let [relay, member] =
+            [1u8, 2].map(|n| identity::Keypair::ed25519_from_bytes([n; 32]).expect("a seed").public());
+        let (relay, member) = (relay.to_peer_id(), member.to_peer_id());
+        let by = circuit(relay, at("192.0.2.1:4747"));
+        assert_eq!(by.to_string(), format!("/ip4/192.0.2.1/tcp/4747/p2p/{relay}/p2p-circuit"));
+        assert_eq!(relay_of(&by.with(Protocol::P2p(member))), Some(relay));
+        assert_eq!(relay_of(&multiaddr(at("192.0.2.1:4747")).with(Protocol::P2p(member))), None);
     }
 
     fn guard(overlay: Overlay) -> Guard<tcp::tokio::Transport> {

@@ -142,6 +142,8 @@ pub struct CandidateInfo {
     pub answered: Option<u64>,
     /// The last round trip, milliseconds.
     pub rtt_ms: Option<f64>,
+    /// The longest IP packet that it is known to carry, bytes, if it has been in use.
+    pub path_mtu: Option<usize>,
 }
 
 /// Round trips over each path.
@@ -175,8 +177,8 @@ pub struct PathPongInfo {
 pub struct NetcheckInfo {
     /// The NAT of IPv4.
     pub nat: NatInfo,
-    /// How it filters (RFC 4787, section 5); nothing measures it yet.
-    pub filtering: Option<String>,
+    /// How it filters (RFC 4787, section 5); `None` if there was nobody to try.
+    pub filtering: Option<FilteringInfo>,
     /// Whether two of our sockets hear each other by their endpoints outside.
     pub hairpin: HairpinInfo,
     /// What was mapped by PCP, NAT-PMP or UPnP.
@@ -197,10 +199,37 @@ pub struct NetcheckInfo {
     pub relayed_pairs: usize,
     /// MTU of the overlay's interface.
     pub mtu: usize,
-    /// Bytes of UDP payload that a path is taken to carry.
-    pub path_payload: usize,
+    /// The longest IP packets, bytes, that the paths to members with a session are known to carry: the narrowest path
+    /// and the widest. None if there is none.
+    pub path_mtus: Option<(usize, usize)>,
     /// What to do if something is bad, one line each.
     pub advice: Vec<String>,
+}
+
+/// Who may send to a mapping of our NAT (RFC 4787, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilteringInfo {
+    /// Everybody.
+    EndpointIndependent,
+    /// Who has an address that we have sent to.
+    AddressDependent,
+    /// Who has an address and port that we have sent to.
+    AddressAndPortDependent,
+    /// Another port of who was sent to may; there was nobody at another address to try.
+    NotPortDependent,
+}
+
+impl FilteringInfo {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::AddressDependent => "address-dependent",
+            Self::AddressAndPortDependent => "address-and-port-dependent",
+            Self::NotPortDependent => "not port-dependent (it takes two members outside to tell more)",
+        }
+    }
 }
 
 /// Whether one socket of ours reaches another by their endpoints outside.
