@@ -1,5 +1,7 @@
 //! What is meant: the settings of a network and of a node, after the command line and the disk were read.
 
+pub mod filter;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 

@@ -325,6 +325,8 @@ impl World {
             | Reply::PathPongs(_)
             | Reply::Why(_)
             | Reply::Netcheck(_)
+            | Reply::Filter(_)
+            | Reply::FilterVerdict(_)
             | Reply::Stated { .. }
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),

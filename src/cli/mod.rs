@@ -11,13 +11,14 @@ mod qr;
 mod render;
 mod telling;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::filter::Rules;
 use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
 use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
@@ -184,6 +185,11 @@ enum Action {
         #[command(flatten)]
         which: Which,
     },
+    /// Show, load or try the packet filter: which packets of other members this machine takes
+    Filter {
+        #[command(subcommand)]
+        action: FilterAction,
+    },
     /// Tell whether this machine is set up right, and what to do if not; exit code 1 if a node could not run
     Doctor {
         #[command(flatten)]
@@ -205,6 +211,32 @@ enum Action {
         /// Seconds from one to the next
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = ping::parse_interval)]
         interval: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum FilterAction {
+    /// Show the rules that hold, and what each has refused
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Take the rules of a file, now and at every start
+    Load {
+        /// The file; `-`: standard input [default: the network's own, STATE/NETWORK/filter]
+        file: Option<PathBuf>,
+    },
+    /// Tell what would become of a packet that begins something, and by which rule
+    Test {
+        /// Who sends: a name, an address in the mesh, a MAC or a peer id
+        from: String,
+        /// tcp, udp, icmp or a number
+        protocol: String,
+        /// Of tcp and udp
+        port: Option<u16>,
+        /// Who receives [default: this machine]
+        #[arg(long, value_name = "MEMBER")]
+        to: Option<String>,
     },
 }
 
@@ -285,6 +317,7 @@ fn secrets(action: &Action) -> Vec<&str> {
         | Action::Lookup { .. }
         | Action::Why { .. }
         | Action::Netcheck { .. }
+        | Action::Filter { .. }
         | Action::Doctor { .. }
         | Action::Ping { .. } => Vec::new(),
     }
@@ -349,6 +382,13 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
         Action::Why { peer } => show(&store, global, None, Command::Why { peer })?,
         Action::Netcheck { which } => show(&store, global, which.named, Command::Netcheck)?,
+        Action::Filter { action } => match action {
+            FilterAction::Show { which } => show(&store, global, which.named, Command::Filter)?,
+            FilterAction::Load { file } => load_filter(&store, global, file.as_deref())?,
+            FilterAction::Test { from, protocol, port, to } => {
+                show(&store, global, None, Command::TestFilter { from, to, protocol, port })?;
+            }
+        },
         Action::Doctor { which, user } => {
             let network = one_name("NETWORK", which.named, global.network.clone())?;
             let runtime = global.runtime_dir.as_deref();
@@ -426,6 +466,25 @@ fn invited(store: &Store, global: &Global, which: Which, invite: &str) -> Result
     let (home, enrolled) = enroll::join(store, &text, named, None)?;
     tracing::info!("this machine is a member of network {} now, as {}", enrolled.network, enrolled.name);
     Ok(home)
+}
+
+/// Checks a filter, keeps it, and hands it to the node, if it runs.
+fn load_filter(store: &Store, global: &Global, file: Option<&Path>) -> Result<()> {
+    let name = choose(store, global, None)?;
+    let dir = store.dir(&name);
+    let text = match file {
+        Some(file) => input::filter(file)?,
+        None => store::read_filter(&dir)?,
+    };
+    text.parse::<Rules>()?;
+    if file.is_some() {
+        store::save_filter(&dir, &text)?;
+    }
+    let path = runtime(global, &name)?;
+    if store::runs(&path) {
+        return show(store, global, Some(name), Command::LoadFilter { rules: text });
+    }
+    render::filter_kept(global.json, &name)
 }
 
 /// Asks the daemon and prints what it says.

@@ -71,6 +71,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let socket = Arc::clone(&sockets[0]);
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let folder = config.state.as_deref().map(Pinned::open).transpose().context("cannot open the network's folder")?;
+    let rules = config.state.as_deref().map(store::load_filter).transpose()?.unwrap_or_default();
     // Everything that needs root is open; everything that starts a thread comes after.
     process::settle(account.as_ref(), &config, folder.as_ref())?;
 
@@ -139,6 +140,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         keeper: Saver::new(folder.as_ref().map(Pinned::path), store::save_statements),
         counters: Counters::default(),
     };
+    control.node.set_filter(rules, Instant::now());
     let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, leases, commands };
     let result = control.work(&mut inputs, &mut signals).await;
     let mapper = control.mapper.take();

@@ -3,8 +3,10 @@
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
 //! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
 //! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the
-//! network's, since somebody was expelled, newest first) and `lock`. Files with secrets are 0600; what changes while a node runs is in `kept`. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
+//! network's, since somebody was expelled, newest first) and `lock`. Files with secrets are 0600; what changes while a node runs is in `files`. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
+
+mod files;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -25,10 +27,9 @@ use crate::identity::{
 use super::api;
 use super::process::Account;
 
-mod kept;
-
-pub use kept::{
-    add_invite, load_invites, load_records, load_secrets, load_statements, save_records, save_secrets, save_statements,
+pub use self::files::{
+    add_invite, load_filter, load_invites, load_records, load_secrets, load_statements, read_filter, save_filter,
+    save_records, save_secrets, save_statements,
 };
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
@@ -151,6 +152,11 @@ impl Store {
             (Some(name), _) => bail!("no network {name} in {}; there is: {list}", self.base.display()),
             (None, _) => bail!("several networks in {}; name one of: {list}", self.base.display()),
         }
+    }
+
+    /// The folder of a network.
+    pub fn dir(&self, name: &Name) -> PathBuf {
+        self.base.join(name.as_str())
     }
 
     /// Whether there is a network of this name.
@@ -414,12 +420,16 @@ pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
     let names = folders.filter_map(|folder| {
         let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
         // One that was killed has left its socket.
-        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
-        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+        (name.as_str().starts_with(PARTY) && runs(&api::socket_path(&folder.path()))).then_some(name)
     });
     let mut names: Vec<_> = names.collect();
     names.sort();
     names
+}
+
+/// Whether a node listens at this API socket.
+pub fn runs(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -540,6 +550,7 @@ fn user_state() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use super::files::{MAX_RECORDS, PEERS};
     use super::*;
     use crate::identity::{Certificate, CertificateBody, Kind, NetworkSecret, Roles};
 

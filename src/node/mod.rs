@@ -25,12 +25,14 @@
 //! | `filtering` | whom our NAT lets in, tried by others for an operator |
 //! | `outside` | where others see us, kept true for both families |
 //! | `netcheck` | how this network treats us, asked for an operator |
+//! | `filter` | which rules of the packet filter concern whom |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
 pub mod command;
 mod epochs;
 pub mod event;
+mod filter;
 mod filtering;
 mod frames;
 mod handshakes;
@@ -74,6 +76,7 @@ use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::epochs::Epochs;
+use self::filter::PacketFilter;
 use self::filtering::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
@@ -128,6 +131,7 @@ pub struct Node {
     surveys: Surveys,
     hunts: Hunts,
     picture: Picture,
+    filter: PacketFilter,
     timers: Timers,
     last_stamp: u64,
     outbox: VecDeque<Transmit>,
@@ -187,6 +191,7 @@ impl Node {
             surveys: Surveys::default(),
             hunts: Hunts::default(),
             picture: Picture::default(),
+            filter: PacketFilter::default(),
             timers: Timers::default(),
             last_stamp: 0,
             outbox: VecDeque::new(),
@@ -276,6 +281,11 @@ impl Node {
             Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
+            Command::Filter => self.reply(id, Reply::Filter(self.filter_info())),
+            Command::LoadFilter { rules } => self.load_filter(id, &rules, now),
+            Command::TestFilter { from, to, protocol, port } => {
+                self.reply(id, self.test_filter(&from, to.as_deref(), &protocol, port));
+            }
             Command::State { statement } => self.declare(id, &statement, now),
             Command::Epoch { statement, secret } => self.begin_epoch(id, &statement, secret, now),
         }

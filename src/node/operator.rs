@@ -264,7 +264,7 @@ impl Node {
     }
 
     /// The member that `text` names: a peer id, a name, a MAC or an overlay address.
-    fn resolve(&self, text: &str) -> Option<PeerId> {
+    pub(super) fn resolve(&self, text: &str) -> Option<PeerId> {
         if let Ok(peer) = text.parse::<PeerId>() {
             return (self.roster.get(&peer).is_some() || peer == self.own.peer).then_some(peer);
         }

@@ -107,6 +107,12 @@ drop_reasons! {
     NotForUs = "not-for-us",
     /// An ARP or neighbour-discovery frame that binds an address against the signed records.
     ForgedBinding = "forged-binding",
+    /// What only a DHCP server sends, from a member without the role for it.
+    RogueDhcp = "rogue-dhcp",
+    /// A router advertisement or redirect from a member without the role for it.
+    RogueRouter = "rogue-router",
+    /// A frame that the packet filter does not let in.
+    Filtered = "filtered",
     /// A datagram that a router marked as congested around a frame that asked for losses instead (RFC 6040).
     Congestion = "congestion",
     /// A superframe from the TAP that makes no sense.

@@ -1,11 +1,15 @@
-//! What changes while a node runs: lists of records, statements, secrets and invites, each a file that is replaced whole.
+//! What a network's folder keeps beside the network itself: what was learned of others, what was decided, what is let in.
+//!
+//! Each file is replaced whole. Lists of what others know as well are caches: one that is damaged is as good as none. The packet
+//! filter is not: without it more would be let in than was meant.
 
 use std::io;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use zeroize::Zeroizing;
 
+use crate::config::filter::{MAX_FILTER, Rules};
 use crate::dht::ledger::MAX_STATEMENTS;
 use crate::dht::statement::MAX_STATEMENT;
 use crate::identity::{NetworkSecret, canonical};
@@ -16,6 +20,7 @@ const PEERS: &str = "peers";
 const LEDGER: &str = "ledger";
 const INVITES: &str = "invites";
 const SECRETS: &str = "secrets";
+const FILTER: &str = "filter";
 
 /// Records kept of other members. At 1 KiB each that is 4 MiB; a larger mesh refills its cache from the directory.
 const MAX_RECORDS: usize = 4096;
@@ -62,6 +67,35 @@ fn load_list(path: &Path, max: usize) -> Vec<Vec<u8>> {
         tracing::warn!("ignoring {}: {error}", path.display());
         Vec::new()
     })
+}
+
+/// The packet filter of a network's folder: none if there is no such file.
+///
+/// # Errors
+/// With the file's name, and the line if it is no filter: a node must not start with less protection than was meant.
+pub fn load_filter(dir: &Path) -> Result<Rules> {
+    if !dir.join(FILTER).exists() {
+        return Ok(Rules::default());
+    }
+    read_filter(dir)?.parse().with_context(|| dir.join(FILTER).display().to_string())
+}
+
+/// Its text.
+///
+/// # Errors
+/// When there is none, or it is no text.
+pub fn read_filter(dir: &Path) -> Result<String> {
+    let path = dir.join(FILTER);
+    let bytes = read_bounded(&path, MAX_FILTER).with_context(|| format!("cannot read {}", path.display()))?;
+    String::from_utf8(bytes.to_vec()).with_context(|| format!("{} is no text", path.display()))
+}
+
+/// Keeps a packet filter for the next starts.
+///
+/// # Errors
+/// As the system says.
+pub fn save_filter(dir: &Path, text: &str) -> Result<()> {
+    replace(dir, FILTER, text.as_bytes())
 }
 
 /// Keeps the ledger in a network's folder.
