@@ -330,6 +330,7 @@ impl Home {
             mtu,
             boots,
             relaying: Relaying::default(),
+            tls: false,
             hardware_aes: has_hardware_aes(),
             contacts: self.contacts,
         }
@@ -550,7 +551,6 @@ fn user_state() -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::files::{MAX_RECORDS, PEERS};
     use super::*;
     use crate::identity::{Certificate, CertificateBody, Kind, NetworkSecret, Roles};
 

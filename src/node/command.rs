@@ -6,7 +6,7 @@ mod telling;
 pub use filter::{FilterInfo, FilterRuleInfo, FilterVerdictInfo};
 pub use telling::{
     CandidateInfo, FilteringInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo,
-    PathPongsInfo, PathReason, RelayingInfo, UdpInfo, WhyInfo,
+    PathPongsInfo, PathReason, RelayingInfo, StreamInfo, UdpInfo, WhyInfo,
 };
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -12,7 +12,7 @@ use crate::nat::mtu::BASE_PAYLOAD;
 use crate::session::Transport;
 use crate::session::transport::REST;
 use crate::switch::{seal_message, seal_padded};
-use crate::wire::relay::channel_behind;
+use crate::wire::relay::{channel_behind, is_discard};
 use crate::wire::socket::split;
 use crate::wire::{DropReason, Message};
 
@@ -88,6 +88,7 @@ impl Node {
         } else if unanswered || deaf && peer.paths.is_unanswered() {
             if deaf {
                 self.seek_relays(id, now);
+                self.seek_stream(id, true, now);
             }
             if deaf && !direct {
                 self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
@@ -157,7 +158,7 @@ impl Node {
     }
 
     /// What may choose a path is as long as a handshake: who answers that can be sent data.
-    fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
+    pub(super) fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
         self.probe_with(id, wanted, seal_probe, now);
     }
 
@@ -209,6 +210,7 @@ impl Node {
             Ok(message) => message,
             Err(_) => return self.counters.count(DropReason::InnerMalformed),
         };
+        self.note_source(id, source, now);
         match message {
             Message::Ping { nonce } => {
                 // What answers may become the peer's primary, so its socket must stay; a notice tells of one hit among several.
@@ -252,7 +254,7 @@ impl Node {
     }
 
     fn handle_pong(&mut self, id: PeerId, nonce: u64, observed: SocketAddr, source: SocketAddr, now: Instant) {
-        if channel_behind(&source).is_none() {
+        if !is_discard(&split(source).1) {
             self.netchecks.note_heard(now);
         }
         if self.answer_survey(id, nonce, observed, now)
@@ -270,6 +272,7 @@ impl Node {
         if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
             self.redraw(now);
+            self.note_path(id, source, now);
             self.tend_mtu(id, now);
         }
         self.note_observation(id, source, observed, now);
@@ -277,8 +280,8 @@ impl Node {
 
     /// A peer at `source` sees us at `observed`.
     fn note_observation(&mut self, id: PeerId, source: SocketAddr, observed: SocketAddr, now: Instant) {
-        // Through a relay it saw the relay, and another socket is not where others are to go.
-        if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() || split(source).0 != 0 {
+        // Through a relay it saw the relay, by a stream that; and another socket is not where others are to go.
+        if self.is_overlay(observed.ip()) || is_discard(&source) {
             return;
         }
         self.observations.note(id, source, observed, now);
@@ -296,7 +299,7 @@ impl Node {
         }
         if mapped {
             tracing::debug!(mapped = ?self.own.mapped.believed(), "let in by the gateway");
-            self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+            self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening(self.config.tls))));
         }
         if (moved || mapped) && self.own.record().is_some() {
             self.reconsider_homes(now);
@@ -354,6 +357,7 @@ impl Node {
     pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
         self.forget_sessions(id);
         self.close_channels(id, now);
+        self.hang_up_on(id);
         self.surveys.forget(id);
         self.hunts.forget(id);
         self.tidy_sockets();
