@@ -429,10 +429,9 @@ impl NatBox {
         Some(outside)
     }
 
-    /// Whom everybody is let in to at an outside endpoint, because somebody asked for that.
-    pub fn mapped_to(&self, outside: SocketAddr, now: Duration) -> Option<SocketAddr> {
-        self.open.get(&outside).filter(|until| **until > now)?;
-        self.owner(outside, now).map(|(inside, _)| inside)
+    /// Whether everybody is let in at an outside endpoint because somebody asked for that.
+    pub fn is_mapped(&self, outside: SocketAddr, now: Duration) -> bool {
+        self.open.get(&outside).is_some_and(|until| *until > now)
     }
 
     /// A datagram from outside; whom it goes to inside.
@@ -528,18 +527,14 @@ impl NatBox {
     }
 
     fn lets_in(&self, remote: SocketAddr, outside: SocketAddr, now: Duration) -> bool {
-        if self.open.get(&outside).is_some_and(|until| *until > now) {
-            return true;
-        }
         match self.kind.filtering {
+            _ if self.is_mapped(outside, now) => true,
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => {
                 let lowest = SocketAddr::new(remote.ip(), 0);
-                let flows = self
-                    .flows
-                    .range((outside, lowest)..)
-                    .take_while(|((at, with), _)| *at == outside && with.ip() == remote.ip());
-                flows.into_iter().any(|(_, flow)| flow.expires > now && flow.inside.is_some())
+                let flows = self.flows.range((outside, lowest)..);
+                let mut flows = flows.take_while(|((at, with), _)| *at == outside && with.ip() == remote.ip());
+                flows.any(|(_, flow)| flow.expires > now && flow.inside.is_some())
             }
             Filtering::AddressAndPortDependent => self.holds_flow(outside, remote, now),
         }

@@ -421,7 +421,7 @@ impl Topology {
                 Owner::Outside(id) => {
                     let nat = &self.boxes[id.0].nat;
                     if !nat.kind().is_open() {
-                        to = nat.mapped_to(to, now)?;
+                        to = nat.inside_of(to, now).filter(|_| nat.is_mapped(to, now))?;
                     }
                     self.boxes[id.0].inside
                 }

@@ -239,7 +239,7 @@ fn status(info: &Status) -> String {
         ("mapped", mapped(&info.mappings)),
         ("members", format!("{} known, {} connected, {} expelled", info.members, info.connected, info.expelled)),
         ("directory", directory(info)),
-        ("home relays", if info.homes.is_empty() { "none needed".to_owned() } else { info.homes.join(", ") }),
+        ("homes", if info.homes.is_empty() { "none".to_owned() } else { info.homes.join(", ") }),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),

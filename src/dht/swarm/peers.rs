@@ -231,16 +231,8 @@ impl Directory {
             self.peers.connected.insert(peer, fresh);
             self.say_hello(peer);
         }
-        if way == Way::Circuit {
-            return;
-        }
-        if let Some(target) = self.peers.targets.get_mut(&peer) {
+        if let Some(target) = self.peers.targets.get_mut(&peer).filter(|_| way != Way::Circuit) {
             target.failures = 0;
-        }
-        // What a relay carried for us it need not carry any longer.
-        let ways = self.peers.connected.get(&peer).map(|known| known.ways.clone()).unwrap_or_default();
-        for (circuit, _) in ways.into_iter().filter(|(_, way)| *way == Way::Circuit) {
-            self.swarm.close_connection(circuit);
         }
     }
 
@@ -363,8 +355,13 @@ impl Directory {
                 }
             }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
-                self.peers.comparisons.remove(&request_id);
+                let was_comparison = self.peers.comparisons.remove(&request_id).is_some();
                 let was_ping = self.peers.pings.remove(&request_id).is_some();
+                // Of two connections the one is gone that our hello had taken.
+                let lost = matches!(error, OutboundFailure::ConnectionClosed) && !was_ping && !was_comparison;
+                if lost && self.peers.connected.contains_key(&peer) {
+                    self.say_hello(peer);
+                }
                 let foreign = matches!(error, OutboundFailure::UnsupportedProtocols);
                 if foreign || (was_ping && matches!(error, OutboundFailure::Timeout)) {
                     self.part(peer, if foreign { "peer-foreign-protocol" } else { "peer-silent" });
@@ -395,6 +392,13 @@ impl Directory {
             self.peers.connected.iter().filter(|(_, peer)| late(peer)).map(|(peer, _)| *peer).collect();
         for peer in unproved {
             self.part(peer, "peer-unproved");
+        }
+        // What a relay carried for us it need not carry any longer; but proofs may be under way.
+        let settled = |peer: &&Connected| now.saturating_duration_since(peer.since) > 2 * PROOF_TIMEOUT;
+        let met = self.peers.connected.values().filter(|peer| peer.is_met()).filter(settled);
+        let circuits = met.flat_map(|peer| &peer.ways).filter(|(_, way)| **way == Way::Circuit);
+        for circuit in circuits.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.swarm.close_connection(circuit);
         }
         let met = |peer: &libp2p::PeerId| self.peers.connected.get(peer).is_some_and(Connected::is_met);
         let due = self.peers.targets.iter().filter(|(peer, target)| target.dial_at <= now && !met(peer));
