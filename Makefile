@@ -24,7 +24,7 @@ sim: ## the virtual world: many nodes, virtual time, no privileges
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab
 
-matrix: ## every pair of NATs that the kernel can make, three at a time; about four minutes: KINDS=carrier,public RUNS=1
+matrix: ## every pair of NATs that the kernel can make, three at a time; about six minutes: KINDS=carrier,public RUNS=1
 	cargo build --quiet --workspace --all-features --bins
 	target/debug/netsim matrix $(if $(KINDS),--kinds $(KINDS)) --runs $(or $(RUNS),1)
 

@@ -18,7 +18,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
+use crate::config::{NetworkConfig, NodeConfig, Relaying, TLS_PORT, UpConfig};
 use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
@@ -247,6 +247,9 @@ struct Settings {
     /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
     #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
     no_port_mapping: bool,
+    /// Also take members at TCP port 443, in TLS: those whose network lets out nothing but the web
+    #[arg(long, env = "MESHD_LISTEN_443")]
+    listen_443: bool,
     /// Carry nothing for other members that cannot meet each other
     #[arg(long, env = "MESHD_NO_RELAY")]
     no_relay: bool,
@@ -397,6 +400,9 @@ fn may_have(network: &NetworkConfig, ip: Option<std::net::Ipv4Addr>) -> Result<(
 }
 
 fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, settings: Settings) -> Result<()> {
+    if settings.port == Some(TLS_PORT) {
+        bail!("port {TLS_PORT} is for TLS only: choose another --port, and --listen-443 beside it");
+    }
     let network = &node.network.name;
     let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
     daemon::run(UpConfig {
@@ -409,7 +415,7 @@ fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, se
         user: settings.user,
         state,
         runtime: store::runtime_dir(global.runtime_dir.as_deref(), network)?,
-        node: NodeConfig { relaying, ..node },
+        node: NodeConfig { relaying, tls: settings.listen_443, ..node },
     })
 }
 

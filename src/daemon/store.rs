@@ -343,6 +343,7 @@ impl Home {
             mtu,
             boots,
             relaying: Relaying::default(),
+            tls: false,
             hardware_aes: has_hardware_aes(),
             contacts: self.contacts,
         }

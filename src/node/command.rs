@@ -4,7 +4,7 @@ mod telling;
 
 pub use telling::{
     CandidateInfo, FilteringInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo,
-    PathPongsInfo, PathReason, RelayingInfo, UdpInfo, WhyInfo,
+    PathPongsInfo, PathReason, RelayingInfo, StreamInfo, UdpInfo, WhyInfo,
 };
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -17,6 +17,7 @@
 //! | `relay` | two that cannot meet speak through others: our own ways |
 //! | `carry` | the same: what we carry for others |
 //! | `homes` | who can be asked for us when we cannot be met |
+//! | `streams` | where no UDP passes, TCP to somebody who relays |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `ledger` | who is expelled, who joined by which invite: said, heard, compared |
 //! | `operator` | what an operator asks |
@@ -49,12 +50,13 @@ mod punch;
 mod records;
 mod relay;
 mod sessions;
+mod streams;
 mod survey;
 mod timers;
 mod why;
 
 pub use command::{Command, CommandId, ForwardingInfo, Reply};
-pub use event::{Deadline, Event, PeerChange, Punted, Reason, Transmit};
+pub use event::{Deadline, Event, PeerChange, Punted, Reason, StreamNews, StreamWish, Transmit};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -85,6 +87,7 @@ use self::peer::Peer;
 use self::picture::Picture;
 use self::relay::Relays;
 use self::sessions::{CHECK_INTERVAL, GONE_AFTER};
+use self::streams::Streams;
 use self::survey::Surveys;
 use self::timers::{Timer, Timers};
 
@@ -127,6 +130,7 @@ pub struct Node {
     relays: Relays,
     surveys: Surveys,
     hunts: Hunts,
+    streams: Streams,
     picture: Picture,
     timers: Timers,
     last_stamp: u64,
@@ -186,6 +190,7 @@ impl Node {
             relays: Relays::default(),
             surveys: Surveys::default(),
             hunts: Hunts::default(),
+            streams: Streams::default(),
             picture: Picture::default(),
             timers: Timers::default(),
             last_stamp: 0,
@@ -244,7 +249,7 @@ impl Node {
         let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
         let same = endpoints == self.own.endpoints && self.own.record().is_some();
         self.own.endpoints = endpoints;
-        self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+        self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening(self.config.tls))));
         if same {
             return;
         }
@@ -253,6 +258,7 @@ impl Node {
         self.surveys.clear();
         self.filtering.clear();
         self.forget_mtus(now);
+        self.streams.begin_anew();
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -316,6 +322,7 @@ impl Node {
                 Timer::Survey => self.tend_surveys(now),
                 Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Mtu(peer) => self.tend_mtu(peer, now),
+                Timer::Streams => self.tend_streams(now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Netcheck => self.tend_netcheck(now),

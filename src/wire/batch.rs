@@ -137,6 +137,12 @@ drop_reasons! {
     RecordRefused = "record-refused",
     /// A record whose MAC another key holds already.
     RecordConflict = "record-conflict",
+    /// A datagram for a stream that is not there, or whose other end takes them too slowly.
+    StreamFull = "stream-full",
+    /// A connection that did not prove to be a stream of this network in time, or announced what no member sends.
+    StreamStranger = "stream-stranger",
+    /// A connection beyond those that are taken, of one source or in all.
+    StreamLimit = "stream-limit",
     /// The operating system refused to send.
     SendFailed = "send-failed",
     /// The operating system refused a frame.

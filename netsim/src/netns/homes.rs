@@ -147,6 +147,14 @@ impl Home {
         self.provider.run(&format!("ip route replace unreachable {}", other.outside)).map(drop)
     }
 
+    /// From now on everything gets out: the hotel's network was left for another, or its owner had a word with somebody.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unblock(&self) -> Result<()> {
+        self.gate.run("nft flush chain ip box stop").map(drop)
+    }
+
     /// What the outermost box remembers, one flow a line.
     ///
     /// # Errors
@@ -334,7 +342,8 @@ fn rules(kernel: &Kernel, outside: Ipv4Addr) -> String {
         chain("through", "filter hook forward priority filter", "iifname eth0 ct state new ct status & dnat == 0 drop");
     }
     if !kernel.passes_udp {
-        chain("stop", "filter hook forward priority filter - 1", "meta l4proto udp drop");
+        let web = if kernel.only_443 { "\n iifname home tcp dport != 443 drop" } else { "" };
+        chain("stop", "filter hook forward priority filter - 1", &format!("meta l4proto udp drop{web}"));
     }
     // As long as a kernel remembers a flow that was answered.
     let memory = "flags dynamic,timeout\n timeout 2m\n size 65536";
