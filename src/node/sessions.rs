@@ -14,6 +14,7 @@ use crate::session::transport::REST;
 use crate::switch::{seal_message, seal_padded};
 use crate::wire::relay::{channel_behind, is_discard};
 use crate::wire::socket::split;
+use crate::wire::stream::is_guest;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
@@ -318,6 +319,12 @@ impl Node {
             return;
         }
         let primary = peer.paths.primary();
+        // Who has dialled us chooses among its streams, and TCP leads back: else what it has relayed came from a foreign place.
+        if is_guest(&endpoint) && primary.as_ref().is_some_and(is_guest) {
+            peer.paths.adopt(endpoint, now);
+            self.note_path(id, endpoint, now);
+            return self.redraw(now);
+        }
         let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
         let between_relays = relayed(primary) && relayed(Some(endpoint));
         // In a crowd each new one pushes out another, which is new again with its next datagram: probes would beget probes.

@@ -49,8 +49,9 @@ const GUEST_PROVE_TIME: Duration = Duration::from_secs(10);
 /// A stream that is no longer the path is kept so long: what works by UDP has shown by then that it stays.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// While a stream is the path, UDP is tried so often: eight datagrams, and who has left the hotel notices at once.
-const TRY_UDP: Duration = Duration::from_secs(5);
+/// While a stream is the path, UDP is tried so often: eight datagrams, and who has left the hotel notices at once. Less than what lies
+/// between two looks at an idle peer, so that each of them tries.
+const TRY_UDP: Duration = Duration::from_secs(4);
 
 /// UDP came from outside so lately: a member that does not answer is off. Members kept warm speak every 17 s.
 const UDP_LIVES: Duration = Duration::from_secs(20);
@@ -256,11 +257,9 @@ impl Node {
         self.note_source(id, path, now);
         match number_behind(&path) {
             Some(number) if number & ACCEPTED == 0 => {
-                // One is enough, so what else was dialled is given up.
-                let needless = |stream: &Stream| stream.peer == Some(id) || stream.stage < Stage::Proved;
-                let ours = self.streams.open.iter().filter(|(other, _)| **other & ACCEPTED == 0 && **other != number);
-                let needless = ours.filter(|(_, stream)| needless(stream)).map(|(other, _)| *other);
-                for other in needless.collect::<Vec<_>>() {
+                // One is enough, so what is still being dialled is given up; what is there may be the other side's path by now.
+                let ours = self.streams.open.iter().filter(|(_, stream)| stream.stage == Stage::Dialled);
+                for other in ours.map(|(other, _)| *other).collect::<Vec<_>>() {
                     self.drop_stream(other, now);
                 }
                 // It is the first that can be asked for others.

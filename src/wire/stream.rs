@@ -60,6 +60,11 @@ pub fn number_behind(endpoint: &SocketAddr) -> Option<u32> {
     Some(u32::from_be_bytes(*number))
 }
 
+/// Whether it is the endpoint of a stream that another has dialled.
+pub fn is_guest(endpoint: &SocketAddr) -> bool {
+    number_behind(endpoint).is_some_and(|number| number & ACCEPTED != 0)
+}
+
 /// What a stream begins with, in the network of `key`.
 pub fn hello(key: &[u8; 32], nonce: [u8; NONCE_LEN]) -> [u8; HELLO_LEN] {
     let mut bytes = [0; HELLO_LEN];
