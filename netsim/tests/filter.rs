@@ -84,11 +84,12 @@ fn an_operator_is_told_the_verdict_and_the_rule_that_made_it() {
     load(&mut world, server, &format!("# SSH\nallow from {ada} tcp 22\ndeny tcp 22"));
     let mut test = |from: &str, protocol: &str, port| {
         let command = Command::TestFilter { from: from.to_owned(), to: None, protocol: protocol.to_owned(), port };
-        match world.ask(server, command) {
-            Reply::FilterVerdict(verdict) => Ok((verdict.allowed, verdict.line, verdict.rule)),
-            Reply::Error { message } => Err(message),
-            other => panic!("{other:?}"),
+        let reply = world.ask(server, command);
+        if let Reply::Error { message } = reply {
+            return Err(message);
         }
+        let Reply::FilterVerdict(verdict) = reply else { panic!("{reply:?}") };
+        Ok((verdict.allowed, verdict.line, verdict.rule))
     };
     assert_eq!(test(&ada, "tcp", Some(22)), Ok((true, Some(2), format!("allow from {ada} tcp 22"))));
     assert_eq!(test(&bob, "tcp", Some(22)), Ok((false, Some(3), "deny tcp 22".to_owned())));
