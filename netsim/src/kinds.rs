@@ -1,6 +1,8 @@
 //! The kinds of boxes that every matrix is made of: what each is in the virtual world, and how the kernel does it in the real one.
 
-use crate::nat::NatKind;
+use std::time::Duration;
+
+use crate::nat::{Filtering, Mapping, NatKind, Ports};
 
 /// A kind of box.
 #[derive(Debug, Clone, Copy)]
@@ -234,6 +236,83 @@ pub fn kind(name: &str) -> &'static Kind {
 /// The one of this name, if there is one.
 pub fn find(name: &str) -> Option<&'static Kind> {
     KINDS.iter().find(|kind| kind.name == name)
+}
+
+impl NatKind {
+    /// No obstacle: a plain router. As an oracle's argument it is a host on the Internet itself.
+    pub const PUBLIC: Self = Self {
+        filtering: Filtering::EndpointIndependent,
+        careless: false,
+        capacity: CARRIER_CAPACITY,
+        ..Self::FIREWALL
+    };
+
+    /// Lets in what was asked for and translates nothing, as for IPv6 at home.
+    pub const FIREWALL: Self = Self { translates: false, ..Self::PORT_RESTRICTED };
+
+    /// Whoever knows the mapping may use it.
+    pub const FULL_CONE: Self = Self { filtering: Filtering::EndpointIndependent, ..Self::PORT_RESTRICTED };
+
+    /// Whoever has been sent something may answer from any port.
+    pub const ADDRESS_RESTRICTED: Self = Self { filtering: Filtering::AddressDependent, ..Self::PORT_RESTRICTED };
+
+    /// The usual router at home.
+    pub const PORT_RESTRICTED: Self = Self {
+        translates: true,
+        mapping: Mapping::EndpointIndependent,
+        filtering: Filtering::AddressAndPortDependent,
+        ports: Ports::Preserve,
+        block: None,
+        expiry: EXPIRY,
+        refreshed_by_inbound: false,
+        hairpin: false,
+        careless: false,
+        blocks_udp: false,
+        only_443: false,
+        capacity: CAPACITY,
+        maps_ports: false,
+    };
+
+    /// The same, that lets everybody in if it is asked to, as a new one does out of the box.
+    pub const UPNP: Self = Self { maps_ports: true, ..Self::PORT_RESTRICTED };
+
+    /// The same, but nobody can guess the outside port from the inside one.
+    pub const PORT_RESTRICTED_NOT_PRESERVING: Self = Self { ports: Ports::Random, ..Self::PORT_RESTRICTED };
+
+    /// A Linux router that accepts what nobody asked for: who comes too early loses the port (NAT.md, asuswrt-merlin
+    /// #139).
+    pub const CARELESS_LINUX: Self =
+        Self { careless: true, expiry: LINUX_EXPIRY, refreshed_by_inbound: true, ..Self::PORT_RESTRICTED };
+
+    /// A port by chance for each destination: the hardest there is, as pf by default.
+    pub const SYMMETRIC_RANDOM: Self =
+        Self { mapping: Mapping::AddressAndPortDependent, ports: Ports::Random, ..Self::PORT_RESTRICTED };
+
+    /// The next port for each destination.
+    pub const SYMMETRIC_SEQUENTIAL: Self = Self { ports: Ports::Sequential { step: 1 }, ..Self::SYMMETRIC_RANDOM };
+
+    /// A port by chance for each destination, but everybody may send to all of them.
+    pub const SYMMETRIC_OPEN_FILTER: Self =
+        Self { filtering: Filtering::EndpointIndependent, ..Self::SYMMETRIC_RANDOM };
+
+    /// A company or hotel where only TCP gets out.
+    pub const UDP_BLOCKED: Self = Self { blocks_udp: true, ..Self::PORT_RESTRICTED };
+
+    /// The same, where only the web gets out.
+    pub const ONLY_443: Self = Self { only_443: true, ..Self::UDP_BLOCKED };
+
+    /// A carrier's box as RFC 6888 wants it: easy to pass, a block of ports for each home, homes reach each other.
+    pub const CARRIER: Self = Self {
+        ports: Ports::Random,
+        block: Some(1024),
+        hairpin: true,
+        capacity: CARRIER_CAPACITY,
+        ..Self::PORT_RESTRICTED
+    };
+
+    /// A carrier's box as mobile networks have it: a port by chance within the block for each destination.
+    pub const CARRIER_SYMMETRIC: Self =
+        Self { mapping: Mapping::AddressAndPortDependent, hairpin: false, ..Self::CARRIER };
 }
 
 #[cfg(test)]

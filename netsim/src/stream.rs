@@ -96,9 +96,11 @@ impl World {
     /// Who listens there for streams, and can be dialled.
     fn listener(&self, host: HostId, to: SocketAddr) -> Option<HostId> {
         let listens = |other: &HostId| {
-            let config = &self.host(*other).config;
-            let open = to.port() == PORT || to.port() == TLS_PORT && config.tls;
-            open && self.is_running(*other) && self.host(host).config.network.id() == config.network.id()
+            let (theirs, ours) = (&self.host(*other).config, &self.host(host).config.network);
+            let open = to.port() == PORT || to.port() == TLS_PORT && theirs.tls;
+            // Who does not have the secret is no stream's end, but the control network's stranger.
+            let same = |secret: &NetworkSecret| secret.as_bytes() == ours.secret.as_bytes();
+            open && self.is_running(*other) && theirs.known_secrets.iter().chain([&theirs.network.secret]).any(same)
         };
         self.topology.dial(host, to, self.now()).filter(listens)
     }
