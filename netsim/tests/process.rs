@@ -1,6 +1,5 @@
 //! The process of the real binary, as the kernel sees it: whom it runs as, what it may do, what it hides; and what `meshd doctor`
 //! says of the machine.
-#![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -68,7 +67,7 @@ fn after_its_start_a_node_is_nobody_with_one_capability() {
 }
 
 /// It keeps what it learns, cannot touch the keys, and goes as it came.
-fn keeps_working_in_its_folder(dir: &Path, nodes: &mut Vec<Node>) -> Result<()> {
+fn keeps_working_in_its_folder(dir: &Path, nodes: &mut [Node]) -> Result<()> {
     let folder = dir.join("state/party");
     let is = |name: &str| fs::metadata(folder.join(name)).with_context(|| name.to_owned());
     wait_for("ada keeps bob's record", Duration::from_secs(15), || Ok(is("peers").is_ok()))?;
