@@ -92,6 +92,8 @@ pub struct NatKind {
     pub careless: bool,
     /// Whether no UDP passes at all.
     pub blocks_udp: bool,
+    /// Whether TCP gets out to port 443 only.
+    pub only_443: bool,
     /// Flows that it holds; more are refused.
     pub capacity: usize,
     /// Whether those inside may have it let everybody in (PCP, NAT-PMP, UPnP).
@@ -128,6 +130,7 @@ impl NatKind {
         hairpin: false,
         careless: false,
         blocks_udp: false,
+        only_443: false,
         capacity: CAPACITY,
         maps_ports: false,
     };
@@ -156,6 +159,9 @@ impl NatKind {
 
     /// A company or hotel where only TCP gets out.
     pub const UDP_BLOCKED: Self = Self { blocks_udp: true, ..Self::PORT_RESTRICTED };
+
+    /// The same, where only the web gets out.
+    pub const ONLY_443: Self = Self { only_443: true, ..Self::UDP_BLOCKED };
 
     /// A carrier's box as RFC 6888 wants it: easy to pass, a block of ports for each home, homes reach each other.
     pub const CARRIER: Self = Self {
@@ -228,6 +234,7 @@ impl NatKind {
             hairpin: outer.hairpin,
             careless: self.careless || outer.careless,
             blocks_udp: self.blocks_udp || outer.blocks_udp,
+            only_443: self.only_443 || outer.only_443,
             capacity: self.capacity.min(outer.capacity),
             // Those inside can only ask the inner box.
             maps_ports: self.maps_ports && outer.is_open(),
@@ -362,6 +369,11 @@ impl NatBox {
     /// Flows that it holds.
     pub fn flows(&self, now: Duration) -> usize {
         self.flows.values().filter(|flow| flow.expires > now).count()
+    }
+
+    /// Somebody has changed its settings: what it remembers stays.
+    pub fn become_kind(&mut self, kind: NatKind) {
+        self.kind = kind;
     }
 
     /// The outside endpoints of an inside one.

@@ -236,6 +236,7 @@ pub(crate) mod tests {
             ipv6: ula_address(&network, &mac),
             endpoints: vec![],
             homes: vec![],
+            tls: false,
             sequence,
             expires: NOW + RECORD_LIFETIME,
         };

@@ -74,7 +74,7 @@ enum Phase {
     Settled,
     /// The length in use is being proved again.
     Confirming,
-    /// That failed; or the least is in use, and being proved again.
+    /// That failed; or nothing was answered; or the least is in use: that is being proved again.
     Doubting,
     /// Not even the least arrives.
     Blocked,
@@ -149,6 +149,10 @@ impl PathMtu {
                 step.next = Some(*sent + pace);
                 return step;
             }
+            // Perhaps not even the shorter one arrives any more.
+            Some(trial) if self.phase == Phase::Confirming && trial.pairs >= REVOKES && trial.answers == 0 => {
+                (self.phase, self.trial) = (Phase::Doubting, Some(Trial::new(0, seed)));
+            }
             Some(trial) if trial.pairs >= MAX_PAIRS => {
                 // We begin anew when it is heard again.
                 self.phase = if self.phase == Phase::Searching { Phase::Fresh } else { Phase::Settled };
@@ -221,7 +225,7 @@ impl PathMtu {
             }
             Phase::Doubting => {
                 step.blocked = true;
-                (self.phase, self.confirmed) = (Phase::Blocked, Some(now));
+                (self.phase, self.carries, self.confirmed) = (Phase::Blocked, 0, Some(now));
             }
             Phase::Fresh | Phase::Searching | Phase::Settled | Phase::Blocked => {
                 self.refused = failed.rung;
@@ -250,7 +254,8 @@ impl PathMtu {
         (self.confirmed, self.trial) = (Some(now), None);
         match self.phase {
             Phase::Confirming => self.phase = Phase::Settled,
-            // It may have been in doubt by mistake.
+            // It was only silent for a while.
+            Phase::Doubting if self.carries > 0 => self.phase = Phase::Settled,
             Phase::Doubting => self.trial = self.search().map(|rung| Trial::new(rung, seed)),
             Phase::Fresh | Phase::Searching | Phase::Settled | Phase::Blocked => {
                 self.carries = rung;
