@@ -18,7 +18,7 @@ const FULL: usize = DEFAULT_MTU + 14;
 const WHOLE: usize = 1500 - 28 - 40;
 
 /// A black hole is noticed five seconds after the last proof at the latest, and a second for looking; then eight pairs of probes, a fifth of a second apart.
-const NOTICED: Duration = Duration::from_secs(8);
+const NOTICED: Duration = Duration::from_secs(9);
 
 /// If nothing long passes any more, sixteen more are sent before a relay takes over.
 const LEFT: Duration = Duration::from_secs(12);
