@@ -24,9 +24,9 @@ sim: ## the virtual world: many nodes, virtual time, no privileges
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab
 
-matrix: ## every pair of NATs that the kernel can make, three at a time; about four minutes: KINDS=carrier,public RUNS=1
+matrix: ## every pair of NATs that the kernel can make, three at a time; about six minutes: KINDS=carrier,public WITH=ipv6-only RUNS=1
 	cargo build --quiet --workspace --all-features --bins
-	target/debug/netsim matrix $(if $(KINDS),--kinds $(KINDS)) --runs $(or $(RUNS),1)
+	target/debug/netsim matrix $(if $(KINDS),--kinds $(KINDS)) $(if $(WITH),--with $(WITH)) --runs $(or $(RUNS),1)
 
 village: ## MEMBERS (30) behind NATs but one look each other up, and again when that one is dead; two to three minutes
 	cargo build --quiet --workspace --all-features --bins

@@ -1,5 +1,7 @@
 //! What is meant: the settings of a network and of a node, after the command line and the disk were read.
 
+pub mod filter;
+
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -14,6 +16,8 @@ pub const DEFAULT_MTU: usize = 1500;
 
 /// The UDP and TCP port tried first. Registered to nobody; the next network on one machine takes a free one.
 pub const DEFAULT_PORT: u16 = 4747;
+
+pub use crate::wire::stream::TLS_PORT;
 
 /// What every member of a network knows about it.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -98,6 +102,8 @@ pub struct NodeConfig {
     pub boots: u32,
     /// What we carry for others.
     pub relaying: Relaying,
+    /// `--listen-443`: whether we take TLS at TCP port 443.
+    pub tls: bool,
     /// Whether this machine has AES in hardware.
     pub hardware_aes: bool,
     /// Members to try first, from the invite.

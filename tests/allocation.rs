@@ -63,6 +63,8 @@ fn picture(ours: u8, theirs: u8, path_payload: usize, now: Instant) -> Fib {
         via: None,
         path_payload,
         expected_payload: path_payload,
+        serves: false,
+        clauses: None,
     });
     fib
 }

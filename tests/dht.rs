@@ -548,6 +548,7 @@ impl Mesh {
             ipv6: ula_address(&self.network, &mac),
             endpoints: endpoints.to_vec(),
             homes: homes.to_vec(),
+            tls: false,
             sequence,
             expires: now + 3600,
         };

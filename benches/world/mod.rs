@@ -71,6 +71,8 @@ pub(crate) fn picture(ours: u8, theirs: u8, now: Instant) -> Fib {
         via: None,
         path_payload: PATH_PAYLOAD,
         expected_payload: PATH_PAYLOAD,
+        serves: false,
+        clauses: None,
     });
     fib
 }

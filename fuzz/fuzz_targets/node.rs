@@ -74,6 +74,7 @@ fn connected(now: Instant) -> Node {
         boots: 0,
         hardware_aes: true,
         relaying: meshd::config::Relaying::default(),
+        tls: false,
         contacts: Vec::new(),
         known_records: Vec::new(),
         known_statements: Vec::new(),

@@ -1,11 +1,11 @@
-//! Datagram headers, inner headers, control messages and Ethernet heads: no bytes panic, and what is read is canonical.
+//! Datagram headers, inner headers, control messages, streams of datagrams and Ethernet heads: no bytes panic, and what is read is canonical.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
 use meshd::wire::ethernet::FrameHead;
 use meshd::wire::header::HEADER_LEN;
 use meshd::wire::message::INNER_LEN;
-use meshd::wire::{DatagramKind, Header, Inner, Message};
+use meshd::wire::{DatagramKind, Header, Inner, Message, stream};
 
 fuzz_target!(|data: &[u8]| {
     if let Some(header) = Header::read(data) {
@@ -18,6 +18,9 @@ fuzz_target!(|data: &[u8]| {
         let mut again = [0; INNER_LEN];
         inner.write(&mut again);
         assert_eq!(again, data[..INNER_LEN]);
+    }
+    if let Ok(Some(range)) = stream::first(data) {
+        assert_eq!(stream::length(&data[range.clone()]).as_ref(), data.first_chunk());
     }
     if let Ok(message) = Message::decode(data) {
         assert_eq!(message.encode(), data);

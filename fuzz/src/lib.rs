@@ -53,6 +53,7 @@ pub fn invite() -> Invite {
         peer: key(1).peer_id(),
         noise: key(1).noise_secret().public(),
         endpoints: vec!["192.0.2.1:4747".parse().expect("an endpoint")],
+        tls: true,
     });
     invite
 }
@@ -69,6 +70,7 @@ pub fn record(n: u8) -> Verified<Record> {
         ipv6: ula_address(&network(), &mac),
         endpoints: vec!["192.0.2.2:4747".parse().expect("an endpoint"), "[fe80::1]:4747".parse().expect("an endpoint")],
         homes: vec![key(3).peer_id()],
+        tls: false,
         sequence: 1,
         expires: NOW + RECORD_LIFETIME,
     };

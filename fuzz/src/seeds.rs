@@ -46,6 +46,9 @@ fn main() {
     seed("wire", "arp", &[&head[..], &[0x08, 0x06], &[0; 28]].concat());
     seed("wire", "qinq", &[&head[..], &[0x88, 0xa8, 0, 7, 0x81, 0, 0, 42, 0x86, 0xdd], &[0; 40]].concat());
 
+    seed("typed", "code", b"tiger-lamp-ocean-violin-brick");
+    seed("typed", "filter", b"allow from ada, role:admin to any tcp 22, 80-90 # SSH\ndeny from eve\ndefault deny\n");
+
     seed("record", "signed", record(3).bytes());
     seed("record", "unsigned", &canonical::encode(&*record(3)));
     seed("record", "of-the-root", &canonical::encode(&*record(1)));

@@ -56,18 +56,19 @@ impl Model {
         homes: Vec<PeerId>,
         agenda: &mut Agenda,
     ) {
+        let Some(realm) = self.members.get(&host).map(|member| member.realm) else { return };
+        let linked = self.host_of(peer, realm).and_then(|other| self.links_between(host, other));
         let Some(member) = self.members.get_mut(&host) else { return };
-        let first = !member.targets.contains_key(&peer);
         let target = member.targets.entry(peer).or_default();
-        let news =
-            endpoints.iter().any(|at| !target.endpoints.contains(at)) || !homes.is_empty() && homes != target.homes;
-        if !first && !news {
-            return;
-        }
+        let moved = endpoints.iter().any(|at| !target.endpoints.contains(at));
+        let moved = moved || !homes.is_empty() && homes != target.homes;
         target.endpoints.retain(|at| !endpoints.contains(at));
         target.endpoints.splice(0..0, endpoints);
         if !homes.is_empty() {
             target.homes = homes;
+        }
+        if linked.is_some_and(Link::is_met) || linked.is_some() && !moved {
+            return;
         }
         target.failures = 0;
         let (low, high) = CONNECT_DELAY;

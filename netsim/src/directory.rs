@@ -19,6 +19,7 @@ use crate::circuits::{Link, Target};
 use crate::host::HostId;
 use crate::seed::Chance;
 use crate::topology::Topology;
+use crate::world::PORT;
 
 /// Shards that keep a key: Kademlia's k.
 const REPLICAS: usize = 20;
@@ -329,7 +330,7 @@ impl Model {
         }
         let on_this_lan = topology.heard_by_multicast(listener, speaker);
         let endpoints: Vec<_> =
-            spoken.listening.iter().filter(|endpoint| on_this_lan.contains(&endpoint.ip())).copied().collect();
+            spoken.listening.iter().filter(|at| at.port() == PORT && on_this_lan.contains(&at.ip())).copied().collect();
         (!endpoints.is_empty()).then_some(Sighting { peer: spoken.peer, noise: spoken.noise, endpoints, stale })
     }
 

@@ -12,7 +12,7 @@ use meshd::config::NodeConfig;
 use meshd::dht;
 use meshd::identity::{Mac, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
-use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, Transmit};
+use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, StreamNews, StreamWish, Transmit};
 use meshd::switch::{Fib, Forwarder};
 use meshd::wire::socket::split;
 use meshd::wire::{Batch, Counters, Verdict};
@@ -47,6 +47,8 @@ pub struct HostId(pub usize);
 pub struct Output {
     /// Datagrams.
     pub sends: Vec<Transmit>,
+    /// Streams to be made or closed.
+    pub streams: Vec<StreamWish>,
     /// For the directory.
     pub commands: Vec<dht::Command>,
     /// Frames for the TAP.
@@ -71,6 +73,7 @@ impl Output {
     /// Whether nothing came of the input.
     pub fn is_empty(&self) -> bool {
         self.sends.is_empty()
+            && self.streams.is_empty()
             && self.commands.is_empty()
             && self.frames.is_empty()
             && self.replies.is_empty()
@@ -139,6 +142,12 @@ impl Process {
         batch.push(datagram, Some(source)).expect("one datagram fits a batch");
         self.forwarder.ingress.handle_datagrams(&self.fib, batch, now);
         self.carry_out(scratch, now, output);
+    }
+
+    /// What became of a stream.
+    pub fn stream(&mut self, number: u32, news: StreamNews, now: Instant, output: &mut Output) {
+        self.node.handle_stream(number, news, now);
+        self.drain(now, output);
     }
 
     /// News from the directory.
@@ -278,6 +287,7 @@ impl Process {
                 Event::Sockets(kept) => self.keep = Some(kept),
                 Event::Secrets(secrets) => output.secrets = Some(secrets),
                 Event::Keep(statements) => output.keep = Some(statements),
+                Event::Stream(wish) => output.streams.push(wish),
                 // A virtual member that is none any more goes on, as one that does not obey would.
                 Event::MembershipEnded => (),
                 Event::Expelled(_) => output.expelled = true,

@@ -58,6 +58,8 @@ pub struct Kernel {
     pub unasked: Unasked,
     /// Whether UDP passes at all.
     pub passes_udp: bool,
+    /// Whether TCP gets out to port 443 only.
+    pub only_443: bool,
     /// The carrier's box outside this one.
     pub carrier: Option<&'static Self>,
 }
@@ -99,6 +101,7 @@ impl Kernel {
         lets_in: None,
         unasked: Unasked::Drops,
         passes_udp: true,
+        only_443: false,
         carrier: None,
     };
 
@@ -114,8 +117,8 @@ impl Kernel {
         Self { source: Source::Said("masquerade to :30000-31023 fully-random"), ..Self::HOME };
 }
 
-/// All of them, from easy to hard where they can be ordered; the last lets no UDP out.
-pub const KINDS: [Kind; 17] = [
+/// All of them, from easy to hard where they can be ordered; the last two let no UDP out.
+pub const KINDS: [Kind; 18] = [
     Kind {
         name: "public",
         families: Families::V4,
@@ -202,6 +205,12 @@ pub const KINDS: [Kind; 17] = [
         nat: NatKind::UDP_BLOCKED,
         kernel: Kernel { passes_udp: false, ..Kernel::HOME },
     },
+    Kind {
+        name: "only-443",
+        families: Families::V4,
+        nat: NatKind::ONLY_443,
+        kernel: Kernel { passes_udp: false, only_443: true, ..Kernel::HOME },
+    },
 ];
 
 /// Those that let UDP out.
@@ -209,9 +218,9 @@ pub fn with_udp() -> &'static [Kind] {
     &KINDS[..16]
 }
 
-/// Those of them that the kernel makes alone.
-pub fn of_the_kernel() -> &'static [Kind] {
-    &KINDS[..15]
+/// Those that the kernel makes alone.
+pub fn of_the_kernel() -> impl Iterator<Item = &'static Kind> {
+    KINDS.iter().filter(|kind| !kind.nat.maps_ports)
 }
 
 /// The one of this name.
@@ -239,6 +248,7 @@ mod tests {
             // The two columns tell of one box.
             assert_eq!(kind.nat.translates, kind.kernel.source != Source::Kept, "{}", kind.name);
             assert_eq!(kind.nat.blocks_udp, !kind.kernel.passes_udp, "{}", kind.name);
+            assert_eq!(kind.nat.only_443, kind.kernel.only_443, "{}", kind.name);
             assert_eq!(kind.nat.careless, kind.kernel.unasked == Unasked::Answers, "{}", kind.name);
         }
     }

@@ -38,6 +38,7 @@ pub mod oracle;
 pub mod play;
 pub mod seed;
 pub mod station;
+mod stream;
 pub mod topology;
 pub mod trace;
 pub mod transit;

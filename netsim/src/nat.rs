@@ -92,6 +92,8 @@ pub struct NatKind {
     pub careless: bool,
     /// Whether no UDP passes at all.
     pub blocks_udp: bool,
+    /// Whether TCP gets out to port 443 only.
+    pub only_443: bool,
     /// Flows that it holds; more are refused.
     pub capacity: usize,
     /// Whether those inside may have it let everybody in (PCP, NAT-PMP, UPnP).
@@ -128,6 +130,7 @@ impl NatKind {
         hairpin: false,
         careless: false,
         blocks_udp: false,
+        only_443: false,
         capacity: CAPACITY,
         maps_ports: false,
     };
@@ -156,6 +159,9 @@ impl NatKind {
 
     /// A company or hotel where only TCP gets out.
     pub const UDP_BLOCKED: Self = Self { blocks_udp: true, ..Self::PORT_RESTRICTED };
+
+    /// The same, where only the web gets out.
+    pub const ONLY_443: Self = Self { only_443: true, ..Self::UDP_BLOCKED };
 
     /// A carrier's box as RFC 6888 wants it: easy to pass, a block of ports for each home, homes reach each other.
     pub const CARRIER: Self = Self {
@@ -228,6 +234,7 @@ impl NatKind {
             hairpin: outer.hairpin,
             careless: self.careless || outer.careless,
             blocks_udp: self.blocks_udp || outer.blocks_udp,
+            only_443: self.only_443 || outer.only_443,
             capacity: self.capacity.min(outer.capacity),
             // Those inside can only ask the inner box.
             maps_ports: self.maps_ports && outer.is_open(),
@@ -364,6 +371,11 @@ impl NatBox {
         self.flows.values().filter(|flow| flow.expires > now).count()
     }
 
+    /// Somebody has changed its settings: what it remembers stays.
+    pub fn become_kind(&mut self, kind: NatKind) {
+        self.kind = kind;
+    }
+
     /// The outside endpoints of an inside one.
     pub fn outside_of(&self, inside: SocketAddr, now: Duration) -> Vec<SocketAddr> {
         let mine = self.mappings.range((inside, Towards::Anybody)..).take_while(|((owner, _), _)| *owner == inside);
@@ -417,10 +429,9 @@ impl NatBox {
         Some(outside)
     }
 
-    /// Whom everybody is let in to at an outside endpoint, because somebody asked for that.
-    pub fn mapped_to(&self, outside: SocketAddr, now: Duration) -> Option<SocketAddr> {
-        self.open.get(&outside).filter(|until| **until > now)?;
-        self.owner(outside, now).map(|(inside, _)| inside)
+    /// Whether everybody is let in at an outside endpoint because somebody asked for that.
+    pub fn is_mapped(&self, outside: SocketAddr, now: Duration) -> bool {
+        self.open.get(&outside).is_some_and(|until| *until > now)
     }
 
     /// A datagram from outside; whom it goes to inside.
@@ -516,18 +527,14 @@ impl NatBox {
     }
 
     fn lets_in(&self, remote: SocketAddr, outside: SocketAddr, now: Duration) -> bool {
-        if self.open.get(&outside).is_some_and(|until| *until > now) {
-            return true;
-        }
         match self.kind.filtering {
+            _ if self.is_mapped(outside, now) => true,
             Filtering::EndpointIndependent => true,
             Filtering::AddressDependent => {
                 let lowest = SocketAddr::new(remote.ip(), 0);
-                let flows = self
-                    .flows
-                    .range((outside, lowest)..)
-                    .take_while(|((at, with), _)| *at == outside && with.ip() == remote.ip());
-                flows.into_iter().any(|(_, flow)| flow.expires > now && flow.inside.is_some())
+                let flows = self.flows.range((outside, lowest)..);
+                let mut flows = flows.take_while(|((at, with), _)| *at == outside && with.ip() == remote.ip());
+                flows.any(|(_, flow)| flow.expires > now && flow.inside.is_some())
             }
             Filtering::AddressAndPortDependent => self.holds_flow(outside, remote, now),
         }

@@ -1,6 +1,7 @@
 //! The oracle: it sees the topology, so it knows who must be connected with whom.
 
 use meshd::wire::socket::split;
+use meshd::wire::stream::number_behind;
 
 use crate::host::{HostId, socket_at};
 use crate::kinds::Kind;
@@ -102,6 +103,9 @@ pub fn sends(world: &World, from: HostId, to: HostId) -> bool {
     let Some(process) = world.host(from).process.as_ref() else { return false };
     let peer = process.fib().peers.iter().find(|peer| peer.peer == world.host(to).peer);
     peer.is_some_and(|peer| {
+        if let Some(number) = number_behind(&peer.endpoint) {
+            return peer.transport.is_some() && world.stream_end(from, number) == Some(to);
+        }
         // NATs give each of our sockets another mapping, but all lead to the same peer.
         let destination = world.topology.destination(from, split(peer.endpoint).1, world.now());
         peer.transport.is_some() && destination.is_some_and(|(host, port)| host == to && socket_at(port).is_some())
@@ -135,24 +139,25 @@ mod tests {
     use super::*;
 
     /// D, P, B, R for the four ways; row and column in the order of `KINDS`.
-    const TABLE: [&str; 17] = [
-        "DDDDDDDDDDDDRDDDR",
-        "DDDDDDDBPDDBRDBDR",
-        "DDDDDDDDDDDDRDDDR",
-        "DDDDDDDDDDDDRDDDR",
-        "DDDDDDDBPDDBRDBDR",
-        "DDDDDDDBPDDBRDBDR",
-        "DDDDDDDBPDDBRDBDR",
-        "DBDDBBBRRDBRRBRDR",
-        "DPDDPPPRPDPRRPRDR",
-        "DDDDDDDDDDDDRDDDR",
-        "DDDDDDDBPDDBRDBDR",
-        "DBDDBBBRRDBRRBRDR",
-        "RRRRRRRRRRRRDDDRR",
-        "DDDDDDDBPDDBDDDDR",
-        "DBDDBBBRRDBRDDDDR",
-        "DDDDDDDDDDDDRDDDR",
-        "RRRRRRRRRRRRRRRRR",
+    const TABLE: [&str; 18] = [
+        "DDDDDDDDDDDDRDDDRR",
+        "DDDDDDDBPDDBRDBDRR",
+        "DDDDDDDDDDDDRDDDRR",
+        "DDDDDDDDDDDDRDDDRR",
+        "DDDDDDDBPDDBRDBDRR",
+        "DDDDDDDBPDDBRDBDRR",
+        "DDDDDDDBPDDBRDBDRR",
+        "DBDDBBBRRDBRRBRDRR",
+        "DPDDPPPRPDPRRPRDRR",
+        "DDDDDDDDDDDDRDDDRR",
+        "DDDDDDDBPDDBRDBDRR",
+        "DBDDBBBRRDBRRBRDRR",
+        "RRRRRRRRRRRRDDDRRR",
+        "DDDDDDDBPDDBDDDDRR",
+        "DBDDBBBRRDBRDDDDRR",
+        "DDDDDDDDDDDDRDDDRR",
+        "RRRRRRRRRRRRRRRRRR",
+        "RRRRRRRRRRRRRRRRRR",
     ];
 
     #[test]

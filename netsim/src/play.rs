@@ -119,6 +119,7 @@ impl World {
         }
         self.note(host, format_args!("stop goodbye={goodbye}"));
         self.hosts[host.0].process = None;
+        self.hang_all(host);
         let agenda = self.directory.stop(host);
         self.enter(agenda);
     }
@@ -325,6 +326,8 @@ impl World {
             | Reply::PathPongs(_)
             | Reply::Why(_)
             | Reply::Netcheck(_)
+            | Reply::Filter(_)
+            | Reply::FilterVerdict(_)
             | Reply::Stated { .. }
             | Reply::Pong(_)
             | Reply::Error { .. }) => panic!("peers? {reply:?}"),
@@ -344,6 +347,7 @@ impl World {
                     .into_iter()
                     .map(|ip| (ip, crate::world::PORT).into())
                     .collect(),
+                tls: self.host(contact).config.tls,
             })
             .collect();
         self.host_mut(newcomer).config.contacts = contacts;

@@ -398,25 +398,47 @@ impl Topology {
         nat.kind().translates && nat.address() == address
     }
 
-    /// The host that a connection from `host` to an endpoint ends at. Gateways let TCP out, and in only what they were asked to map.
-    pub fn dial(&self, host: HostId, mut to: SocketAddr, now: Duration) -> Option<HostId> {
-        let (_, mut into) = self.first_hop(host, to.ip())?;
+    /// The host that a connection from `host` to an endpoint ends at. Gateways let TCP out, some to one port only, and in only what
+    /// they were asked to map.
+    pub fn dial(&self, host: HostId, to: SocketAddr, now: Duration) -> Option<HostId> {
+        let (_, into) = self.tcp_hops(host, to, now)?.pop()?;
+        match self.ports[into.0].owner {
+            Owner::Host(other) => Some(other),
+            Owner::Inside(_) | Owner::Outside(_) => None,
+        }
+    }
+
+    /// The parts of the way that such a connection takes, if it gets through: the ports it leaves and enters by.
+    pub fn tcp_hops(&self, host: HostId, mut to: SocketAddr, now: Duration) -> Option<Vec<(PortId, PortId)>> {
+        let mut hops = vec![self.first_hop(host, to.ip())?];
         for _ in 0..MAX_BOXES {
+            let (_, into) = *hops.last()?;
             let out = match self.ports[into.0].owner {
-                Owner::Host(other) => return Some(other),
+                Owner::Host(_) => return Some(hops),
                 Owner::Inside(id) if self.is_outside_of(id, to.ip()) => return None,
+                Owner::Inside(id) if self.boxes[id.0].nat.kind().only_443 && to.port() != 443 => return None,
                 Owner::Inside(id) => self.boxes[id.0].outside,
                 Owner::Outside(id) => {
                     let nat = &self.boxes[id.0].nat;
                     if !nat.kind().is_open() {
-                        to = nat.mapped_to(to, now)?;
+                        to = nat.inside_of(to, now).filter(|_| nat.is_mapped(to, now))?;
                     }
                     self.boxes[id.0].inside
                 }
             };
-            into = self.next_hop(out, to.ip())?;
+            hops.push((out, self.next_hop(out, to.ip())?));
         }
         None
+    }
+
+    /// The address by which the host at the end of such a way knows the one at its beginning: that of the last box that translates.
+    pub fn outermost(&self, hops: &[(PortId, PortId)]) -> Option<IpAddr> {
+        let translates = |(out, _): &&(PortId, PortId)| match self.ports[out.0].owner {
+            Owner::Host(_) => true,
+            Owner::Outside(id) => self.boxes[id.0].nat.kind().translates,
+            Owner::Inside(_) => false,
+        };
+        hops.iter().rev().find(translates).map(|(out, _)| self.ports[out.0].address)
     }
 
     /// Whether `a` gets to `b` without help: on a segment of both, or outwards through gateways that satisfy `passes`.

@@ -13,6 +13,7 @@ use meshd::identity::{Name, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
 use meshd::node::{CommandId, Reason, Reply, Transmit};
 use meshd::wire::socket::split;
+use meshd::wire::stream::number_behind;
 
 use crate::directory::{Agenda, Ground, Model, Step};
 use crate::heap::Heap;
@@ -20,6 +21,7 @@ use crate::host::{HostId, Output, Process, Scratch, port_of};
 use crate::network::{Network, UNIX_START};
 use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
+use crate::stream::{StreamStep, Streams};
 use crate::topology::{PortId, SegmentId, Topology};
 use crate::trace::{Detail, Trace, fingerprint};
 use crate::transit::{Packet, TTL};
@@ -150,6 +152,9 @@ pub struct World {
     pub(crate) links: Chance,
     scratch: Scratch,
     home: Network,
+    pub(crate) streams: Streams,
+    /// Connections accepted so far.
+    pub(crate) accepted: u32,
 }
 
 pub(crate) enum What {
@@ -165,6 +170,7 @@ pub(crate) enum What {
         into: PortId,
         packet: Packet,
     },
+    Stream(StreamStep),
     Tell(HostId, u32, Box<dht::Event>),
     Step(Step),
     Ping(usize),
@@ -205,6 +211,8 @@ impl World {
             heap: Heap::default(),
             links: seed.chance("links"),
             scratch: Scratch::default(),
+            streams: Streams::new(),
+            accepted: 0,
         }
     }
 
@@ -257,6 +265,7 @@ impl World {
             mtu: meshd::config::DEFAULT_MTU,
             boots: 0,
             relaying: meshd::config::Relaying::default(),
+            tls: false,
             hardware_aes: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
@@ -330,6 +339,7 @@ impl World {
                 }
             }
             What::Arrive { out, into, packet } => self.arrive(out, into, packet),
+            What::Stream(step) => self.stream_step(step),
             What::Tell(host, life, event) => {
                 if self.hosts[host.0].life == life {
                     self.note(host, format_args!("directory {}", kind(&event)));
@@ -467,8 +477,15 @@ impl World {
         let now = self.now;
         loop {
             for Transmit { endpoint, bytes, hop_limit } in std::mem::take(&mut output.sends) {
+                if let Some(number) = number_behind(&endpoint) {
+                    self.send_by_stream(id, number, bytes);
+                    continue;
+                }
                 let (number, endpoint) = split(endpoint);
                 self.transmit(id, port_of(number), endpoint, hop_limit.unwrap_or(TTL), bytes);
+            }
+            for wish in std::mem::take(&mut output.streams) {
+                self.wish_stream(id, wish);
             }
             for command in std::mem::take(&mut output.commands) {
                 self.hosts[id.0].costs.commands += 1;

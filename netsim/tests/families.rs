@@ -91,7 +91,7 @@ fn what_is_seen_over_ipv4_stays_true_while_everything_goes_over_ipv6() {
 }
 
 #[test]
-fn when_ipv6_fails_ipv4_takes_over_within_three_seconds() {
+fn when_ipv6_fails_ipv4_takes_over_within_five_seconds() {
     for seed in 0..SEEDS {
         let mut stage = Stage::new(70_200 + seed, NatKind::PORT_RESTRICTED.expiring(20 * SECOND));
         let (public, home) = (stage.public, stage.home);
@@ -102,7 +102,7 @@ fn when_ipv6_fails_ipv4_takes_over_within_three_seconds() {
         stage.world.plug_box(stage.boxes[1], false);
         stage.world.run_for(20 * SECOND);
         let conversation = stage.world.conversation(ping);
-        assert!(conversation.longest_silence <= 3 * SECOND, "seed {seed}: {conversation:?}");
+        assert!(conversation.longest_silence <= 5 * SECOND, "seed {seed}: {conversation:?}");
         let peer = stage.peer(home, public);
         assert!(peer.path == "direct" && peer.endpoint.as_ref().is_some_and(SocketAddr::is_ipv4), "{peer:?}");
     }

@@ -75,6 +75,11 @@ fn who_has_only_ipv6_and_who_has_only_ipv4_are_left_to_a_relay_that_has_both_and
 }
 
 #[test]
+fn who_has_no_udp_is_reached_by_tcp_to_a_relay() {
+    in_lab(|lab| meet(lab, "udp-blocked", "careless-linux").map(drop));
+}
+
+#[test]
 fn two_ports_by_chance_are_left_to_a_relay() {
     in_lab(|lab| meet(lab, "symmetric-random", "symmetric-random").map(drop));
 }

@@ -64,7 +64,7 @@ fn a_survey_says_how_each_nat_maps() {
         let info = netcheck(&mut world, homes[0].0);
         let survey = info.nat.survey.clone().expect("there is somebody to ask");
         assert_eq!((&*survey.mapping, survey.ports.as_deref(), survey.age), (mapping, ports, 0), "{info:?}");
-        assert_eq!(survey.at.ip(), world.outside_of(homes[0].0, homes[0].1)[0].ip(), "{info:?}");
+        assert_eq!(survey.at.map(|at| at.ip()), Some(world.outside_of(homes[0].0, homes[0].1)[0].ip()), "{info:?}");
         assert_eq!(info.observers.len(), 1, "{info:?}");
         let hairpin = match (kind.hairpin, mapping) {
             (true, "endpoint-independent") => HairpinInfo::Yes,
@@ -214,15 +214,21 @@ fn each_path_is_measured_by_itself() {
 }
 
 #[test]
-fn where_udp_is_blocked_and_the_directory_is_not_it_says_so() {
+fn where_udp_is_blocked_it_says_so_and_by_what_it_speaks() {
     let (mut world, public, homes) = homes(9, &[NatKind::UDP_BLOCKED]);
     let home = homes[0].0;
     world.run_for(10 * SECOND);
-    let told = why(&mut world, home, public);
-    assert_eq!(told.reason, PathReason::UdpBlocked, "{told:?}");
+    for (from, to) in [(home, public), (public, home)] {
+        let told = why(&mut world, from, to);
+        assert_eq!((told.reason, &*told.member.path), (PathReason::DirectStream, "stream"), "{told:?}");
+    }
     let info = netcheck(&mut world, home);
     assert!(
         info.udp.blocked && info.udp.heard.is_none() && info.udp.tried.is_some() && info.advice.len() == 1,
         "{info:?}"
     );
+    let [stream] = &info.streams[..] else { panic!("one is enough: {info:?}") };
+    assert!(stream.dialled && !stream.tls && stream.endpoint.port() == 4747, "{info:?}");
+    let info = netcheck(&mut world, public);
+    assert!(!info.udp.blocked && info.streams.len() == 1 && !info.streams[0].dialled, "{info:?}");
 }

@@ -1,11 +1,14 @@
 //! Where an invite or a party code comes from: the command line, standard input, a file, or a question.
 #![expect(clippy::print_stderr, reason = "a question stands beside its answer, not in the output")]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufRead, IsTerminal, Read};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use zeroize::Zeroizing;
+
+use crate::config::filter::MAX_FILTER;
 
 /// Most bytes read: an invite has at most 2400 characters, and a mail or a script may add blank lines.
 const MAX_INPUT: usize = 8192;
@@ -37,6 +40,20 @@ pub(super) fn party_code(words: &[String]) -> Result<Zeroizing<String>> {
         [word] => text(word),
         words => Ok(Zeroizing::new(words.join(" "))),
     }
+}
+
+/// The text of a packet filter in `file`, or on standard input if that is `-`.
+pub(super) fn filter(file: &Path) -> Result<String> {
+    if file == Path::new("-") {
+        let mut text = String::new();
+        io::stdin()
+            .lock()
+            .take(MAX_FILTER as u64 + 1)
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
+        return Ok(text);
+    }
+    fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))
 }
 
 fn text(argument: &str) -> Result<Zeroizing<String>> {

@@ -11,14 +11,15 @@ mod qr;
 mod render;
 mod telling;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{NetworkConfig, NodeConfig, Relaying, UpConfig};
+use crate::config::filter::Rules;
+use crate::config::{NetworkConfig, NodeConfig, Relaying, TLS_PORT, UpConfig};
 use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
@@ -184,6 +185,11 @@ enum Action {
         #[command(flatten)]
         which: Which,
     },
+    /// Show, load or try the packet filter: which packets of other members this machine takes
+    Filter {
+        #[command(subcommand)]
+        action: FilterAction,
+    },
     /// Tell whether this machine is set up right, and what to do if not; exit code 1 if a node could not run
     Doctor {
         #[command(flatten)]
@@ -205,6 +211,32 @@ enum Action {
         /// Seconds from one to the next
         #[arg(short, long, value_name = "SECONDS", default_value = "1", value_parser = ping::parse_interval)]
         interval: Duration,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum FilterAction {
+    /// Show the rules that hold, and what each has refused
+    Show {
+        #[command(flatten)]
+        which: Which,
+    },
+    /// Take the rules of a file, now and at every start
+    Load {
+        /// The file; `-`: standard input [default: the network's own, STATE/NETWORK/filter]
+        file: Option<PathBuf>,
+    },
+    /// Tell what would become of a packet that begins something, and by which rule
+    Test {
+        /// Who sends: a name, an address in the mesh, a MAC or a peer id
+        from: String,
+        /// tcp, udp, icmp or a number
+        protocol: String,
+        /// Of tcp and udp
+        port: Option<u16>,
+        /// Who receives [default: this machine]
+        #[arg(long, value_name = "MEMBER")]
+        to: Option<String>,
     },
 }
 
@@ -247,6 +279,9 @@ struct Settings {
     /// Do not ask the router at home (PCP, NAT-PMP, UPnP) to let other members in
     #[arg(long, env = "MESHD_NO_PORT_MAPPING")]
     no_port_mapping: bool,
+    /// Also take members at TCP port 443, in TLS: those whose network lets out nothing but the web
+    #[arg(long, env = "MESHD_LISTEN_443")]
+    listen_443: bool,
     /// Carry nothing for other members that cannot meet each other
     #[arg(long, env = "MESHD_NO_RELAY")]
     no_relay: bool,
@@ -285,6 +320,7 @@ fn secrets(action: &Action) -> Vec<&str> {
         | Action::Lookup { .. }
         | Action::Why { .. }
         | Action::Netcheck { .. }
+        | Action::Filter { .. }
         | Action::Doctor { .. }
         | Action::Ping { .. } => Vec::new(),
     }
@@ -349,6 +385,13 @@ fn act(global: &Global, action: Action) -> Result<ExitCode> {
         Action::Lookup { key } => show(&store, global, None, Command::Lookup { key })?,
         Action::Why { peer } => show(&store, global, None, Command::Why { peer })?,
         Action::Netcheck { which } => show(&store, global, which.named, Command::Netcheck)?,
+        Action::Filter { action } => match action {
+            FilterAction::Show { which } => show(&store, global, which.named, Command::Filter)?,
+            FilterAction::Load { file } => load_filter(&store, global, file.as_deref())?,
+            FilterAction::Test { from, protocol, port, to } => {
+                show(&store, global, None, Command::TestFilter { from, to, protocol, port })?;
+            }
+        },
         Action::Doctor { which, user } => {
             let network = one_name("NETWORK", which.named, global.network.clone())?;
             let runtime = global.runtime_dir.as_deref();
@@ -397,6 +440,9 @@ fn may_have(network: &NetworkConfig, ip: Option<std::net::Ipv4Addr>) -> Result<(
 }
 
 fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, settings: Settings) -> Result<()> {
+    if settings.port == Some(TLS_PORT) {
+        bail!("port {TLS_PORT} is for TLS only: choose another --port, and --listen-443 beside it");
+    }
     let network = &node.network.name;
     let relaying = Relaying { serve: !settings.no_relay, limit: u64::from(settings.relay_limit) * 1_000_000 };
     daemon::run(UpConfig {
@@ -409,7 +455,7 @@ fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, se
         user: settings.user,
         state,
         runtime: store::runtime_dir(global.runtime_dir.as_deref(), network)?,
-        node: NodeConfig { relaying, ..node },
+        node: NodeConfig { relaying, tls: settings.listen_443, ..node },
     })
 }
 
@@ -426,6 +472,25 @@ fn invited(store: &Store, global: &Global, which: Which, invite: &str) -> Result
     let (home, enrolled) = enroll::join(store, &text, named, None)?;
     tracing::info!("this machine is a member of network {} now, as {}", enrolled.network, enrolled.name);
     Ok(home)
+}
+
+/// Checks a filter, keeps it, and hands it to the node, if it runs.
+fn load_filter(store: &Store, global: &Global, file: Option<&Path>) -> Result<()> {
+    let name = choose(store, global, None)?;
+    let dir = store.dir(&name);
+    let text = match file {
+        Some(file) => input::filter(file)?,
+        None => store::read_filter(&dir)?,
+    };
+    text.parse::<Rules>()?;
+    if file.is_some() {
+        store::save_filter(&dir, &text)?;
+    }
+    let path = runtime(global, &name)?;
+    if store::runs(&path) {
+        return show(store, global, Some(name), Command::LoadFilter { rules: text });
+    }
+    render::filter_kept(global.json, &name)
 }
 
 /// Asks the daemon and prints what it says.

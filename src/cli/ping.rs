@@ -67,6 +67,8 @@ fn rtt(reply: &Reply) -> Option<f64> {
         | Reply::Lookup(_)
         | Reply::Why(_)
         | Reply::Netcheck(_)
+        | Reply::Filter(_)
+        | Reply::FilterVerdict(_)
         | Reply::Stated { .. }
         | Reply::Error { .. } => None,
     }

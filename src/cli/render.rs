@@ -11,8 +11,10 @@ use serde::Serialize;
 use crate::config::NetworkConfig;
 use crate::daemon::doctor::{Finding, Verdict};
 use crate::daemon::enroll::{Enrolled, Ticket};
-use crate::identity::PartyCode;
-use crate::node::command::{ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status};
+use crate::identity::{Name, PartyCode};
+use crate::node::command::{
+    FilterInfo, FilterVerdictInfo, ForwardingInfo, LookupInfo, MappingInfo, PeerInfo, Reply, StationInfo, Status,
+};
 
 use super::duration::human;
 use super::ping::Statistics;
@@ -115,8 +117,32 @@ pub(super) fn reply(json: bool, reply: &Reply) -> Result<()> {
         Reply::Lookup(info) => lookup(info),
         Reply::Why(info) => telling::why(info),
         Reply::Netcheck(info) => telling::netcheck(info),
+        Reply::Filter(info) => filter(info),
+        Reply::FilterVerdict(info) => filter_verdict(info),
         Reply::Pong(_) | Reply::PathPongs(_) | Reply::Stated { .. } | Reply::Error { .. } => String::new(),
     })
+}
+
+/// After `filter load` without a node that runs.
+pub(super) fn filter_kept(json: bool, network: &Name) -> Result<()> {
+    if json {
+        return print_json(&serde_json::json!({ "kept": true, "running": false }));
+    }
+    print(&format!("The rules are kept; they hold from the next start on: meshd up {network}\n"))
+}
+
+fn filter(info: &FilterInfo) -> String {
+    let row = |line: String, rule: String, refused: u64| [line, rule, refused.to_string()];
+    let rules = info.rules.iter().map(|rule| row(rule.line.to_string(), rule.rule.clone(), rule.refused));
+    let last = row(String::new(), format!("default {}", info.default), info.refused_by_default);
+    table(["LINE", "RULE", "REFUSED"], rules.chain([last]))
+}
+
+fn filter_verdict(info: &FilterVerdictInfo) -> String {
+    let FilterVerdictInfo { from, to, allowed, line, rule } = info;
+    let by = line.map_or_else(|| "no rule fits".to_owned(), |line| format!("line {line}"));
+    let note = if *allowed { "" } else { " (answers to what the receiver begins pass)" };
+    format!("{}: {from} -> {to}, by {by}: {rule}{note}\n", if *allowed { "allowed" } else { "denied" })
 }
 
 /// One ping of a run.
@@ -137,6 +163,8 @@ pub(super) fn pinged(json: bool, sequence: u32, reply: &Reply) -> Result<()> {
         | Reply::Lookup(_)
         | Reply::Why(_)
         | Reply::Netcheck(_)
+        | Reply::Filter(_)
+        | Reply::FilterVerdict(_)
         | Reply::Stated { .. } => Ok(()),
     }
 }
@@ -211,7 +239,7 @@ fn status(info: &Status) -> String {
         ("mapped", mapped(&info.mappings)),
         ("members", format!("{} known, {} connected, {} expelled", info.members, info.connected, info.expelled)),
         ("directory", directory(info)),
-        ("home relays", if info.homes.is_empty() { "none needed".to_owned() } else { info.homes.join(", ") }),
+        ("homes", if info.homes.is_empty() { "none".to_owned() } else { info.homes.join(", ") }),
         ("uptime", human(info.uptime)),
         ("relaying", if info.carries == 1 { "1 way".to_owned() } else { format!("{} ways", info.carries) }),
         ("dropped", if drops.is_empty() { "nothing".to_owned() } else { drops.join(", ") }),

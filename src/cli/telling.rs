@@ -70,6 +70,7 @@ fn ago(seconds: u64) -> String {
 /// `meshd netcheck`.
 pub(super) fn netcheck(info: &NetcheckInfo) -> String {
     let udp = match (info.udp.blocked, info.udp.heard) {
+        (true, _) if info.streams.iter().any(|stream| stream.dialled) => "blocked: TCP stands for it".to_owned(),
         (true, _) => "blocked: nothing comes back".to_owned(),
         (false, Some(heard)) => format!("comes back, heard {}", ago(heard)),
         (false, None) if info.udp.tried.is_some() => "tried, and nothing has come back yet".to_owned(),
@@ -87,6 +88,12 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
         (false, false) => format!("{}; no member has answered over it", list(&info.ipv6)),
     };
     let relays: Vec<_> = info.relays.iter().map(|relay| format!("{} ({})", relay.name, relay.members)).collect();
+    let streams = info.streams.iter().map(|stream| {
+        let how = if stream.tls { "TLS" } else { "TCP" };
+        let whose = if stream.dialled { "to" } else { "from" };
+        format!("{how} {whose} {} at {}", stream.name, stream.endpoint)
+    });
+    let streams: Vec<_> = streams.collect();
     let observers: Vec<_> = info.observers.iter().map(|by| format!("{} by {}", by.seen_at, by.name)).collect();
     let mut text = key_values(&[
         ("NAT", nat(&info.nat)),
@@ -97,6 +104,7 @@ pub(super) fn netcheck(info: &NetcheckInfo) -> String {
         ("seen at", list(&observers)),
         ("IPv6", ipv6),
         ("UDP", udp),
+        ("streams", list(&streams)),
         ("relays for us", list(&relays)),
         ("we relay for", pairs(info.relayed_pairs)),
         ("MTU", mtu(info)),
@@ -149,7 +157,7 @@ mod tests {
     use crate::node::command::Reply;
 
     fn example() -> WhyInfo {
-        let text = r#"{"reply":"why","name":"bob","peer":"12D3","mac":"02:00:00:00:00:01","ipv4":"10.70.0.1","ipv6":"fd00::1",
+        let text = r#"{"reply":"why","name":"bob","peer":"12D3","mac":"02:00:00:00:00:01","ipv4":"10.70.0.1","ipv6":"fd00::1","roles":[],
             "path":"relayed","via":"pub","relays":1,"endpoint":"192.0.2.1:4747","rtt_ms":23.5,"path_mtu":1480,"cipher":null,"last_heard":1,"socket":null,
             "reason":"relayed-both-random","because":"it is so","next_try":34,
             "our_nat":{"mapping":"unknown","survey":{"mapping":"endpoint-dependent","ports":"random","at":"192.0.2.7:9","age":12},

@@ -7,7 +7,7 @@
 
 #![expect(clippy::disallowed_methods, reason = "the control thread tells the node the time and gives it its seed")]
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::config::{NetworkConfig, UpConfig};
 use crate::dht;
 use crate::dht::beacon::{Beacon, BeaconInterface};
+use crate::dht::swarm::{Guests, StreamKeys};
 use crate::identity::{Name, NetworkSecret, ula_prefix};
 use crate::nat::portmap::{Lease, Link, Protocol, Wanted};
 use crate::node::command::MappingInfo;
@@ -30,6 +31,7 @@ use crate::switch::Fib;
 use crate::tap::device::Device;
 use crate::tap::queue::Queue;
 use crate::wire::socket::split;
+use crate::wire::stream::number_behind;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
 use super::direction::FromLane;
@@ -40,7 +42,9 @@ use super::portmap::Mapper;
 use super::process::{self, Pinned};
 use super::saver::Saver;
 use super::sockets::Sockets;
+use super::streams::{self, Streams};
 use super::udp::UdpSocket;
+use super::wishes::Directory;
 use super::{api, store};
 
 /// Inputs of one kind that are worked off before the others get their turn. A hundred handshakes are 40 ms; nobody
@@ -52,9 +56,6 @@ const COMMANDS: usize = 16;
 
 /// Pictures of the interfaces that wait: only the last one counts.
 const INTERFACES: usize = 1;
-
-/// Wishes to the directory that wait while it is busy. A lookup that waited longer has failed already.
-const WISHES: usize = 256;
 
 /// Brings the node up, runs it until SIGINT or SIGTERM, and takes it down.
 ///
@@ -71,18 +72,22 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let socket = Arc::clone(&sockets[0]);
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let folder = config.state.as_deref().map(Pinned::open).transpose().context("cannot open the network's folder")?;
+    let rules = config.state.as_deref().map(store::load_filter).transpose()?.unwrap_or_default();
+    let listener = config.node.tls.then(streams::listen).transpose()?;
     // Everything that needs root is open; everything that starts a thread comes after.
     process::settle(account.as_ref(), &config, folder.as_ref())?;
 
     let key = config.node.key.clone();
+    let secrets: Vec<_> = config.node.known_secrets.iter().chain([&network.secret]).cloned().collect();
+    let (stream_keys, (guests, guests_to_streams)) = (StreamKeys::default(), streams::guests());
     let speaker = Speaker {
         key,
         network: network.id(),
         prefix: network.prefix,
         port: socket.port(),
         relay: config.node.relaying.serve,
+        guests: Guests::new(guests, Arc::clone(&stream_keys)),
     };
-    let secrets: Vec<_> = config.node.known_secrets.iter().chain([&network.secret]).cloned().collect();
     // Before the TAP is up: mDNS joins its group on every interface there is when it starts.
     let Speech { beacon, sightings, commands: to_directory, events: from_directory, thread } =
         speaker.start(&secrets, config.node.known_statements.clone(), seed()?)?;
@@ -92,6 +97,17 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     let beside = Arc::new(Sockets::new()?);
     let common =
         Common { fib: Arc::clone(&fib), sockets: Arc::clone(&beside), to_control, busy_poll: config.busy_poll };
+    let streams = Streams::start(streams::Setup {
+        keys: stream_keys,
+        port: socket.port(),
+        fib: Arc::clone(&fib),
+        queue: device.queue(0)?,
+        socket: Arc::clone(&socket),
+        sockets: Arc::clone(&beside),
+        to_control: common.to_control.clone(),
+        guests: guests_to_streams,
+        listener,
+    })?;
     let lanes = sockets.into_iter().enumerate().map(|(lane, socket)| Ok((device.queue(lane)?, socket)));
     let lanes = Lanes::start(lanes.collect::<std::io::Result<_>>()?, &common)?;
 
@@ -122,12 +138,13 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         beside,
         fib,
         lanes,
+        streams,
         beacon: Some(beacon),
         mapper,
         leases: Vec::new(),
         speaker,
         new_secrets: None,
-        directory: Directory { sender: to_directory, wishes: VecDeque::new() },
+        directory: Directory::new(to_directory),
         directory_thread: Some(thread),
         hearing: Vec::new(),
         addresses: None,
@@ -139,6 +156,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         keeper: Saver::new(folder.as_ref().map(Pinned::path), store::save_statements),
         counters: Counters::default(),
     };
+    control.node.set_filter(rules, Instant::now());
     let mut inputs = Inputs { from_lanes, from_directory, sightings, interfaces, leases, commands };
     let result = control.work(&mut inputs, &mut signals).await;
     let mapper = control.mapper.take();
@@ -172,6 +190,7 @@ struct Control {
     beside: Arc<Sockets>,
     fib: Arc<ArcSwap<Fib>>,
     lanes: Lanes,
+    streams: Streams,
     beacon: Option<Beacon>,
     mapper: Option<Mapper>,
     /// What the gateway has granted.
@@ -272,7 +291,7 @@ impl Control {
         }
         self.beacon = None;
         // Without its channels the directory ends, and with it what listens at our port.
-        self.directory = Directory { sender: mpsc::channel(1).0, wishes: VecDeque::new() };
+        self.directory = Directory::new(mpsc::channel(1).0);
         inputs.from_directory = mpsc::channel(1).1;
         if let Some(thread) = self.directory_thread.take() {
             let _ = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -280,7 +299,7 @@ impl Control {
         let mut speech = self.speaker.start(secrets, self.node.statements(), seed()?)?;
         speech.beacon.set_interfaces(&self.hearing);
         self.beacon = Some(speech.beacon);
-        self.directory = Directory { sender: speech.commands, wishes: VecDeque::new() };
+        self.directory = Directory::new(speech.commands);
         self.directory_thread = Some(speech.thread);
         (inputs.from_directory, inputs.sightings) = (speech.events, speech.sightings);
         self.node.handle_new_directory();
@@ -304,6 +323,7 @@ impl Control {
         match from_lane {
             FromLane::Punt(punted) => self.node.handle_punt(punted, now),
             FromLane::Notice(notice) => self.node.handle_notice(notice, now),
+            FromLane::Stream(number, news) => self.node.handle_stream(number, news, now),
         }
         self.drain(now);
     }
@@ -394,6 +414,10 @@ impl Control {
     /// Sends outside the overlay only: a tunnel in its own tunnel never ends.
     fn send(&self, transmit: &Transmit) -> std::io::Result<()> {
         let Transmit { endpoint, ref bytes, hop_limit } = *transmit;
+        if let Some(number) = number_behind(&endpoint) {
+            let sent = self.beside.outlets.send(number, bytes, bytes.len()) == 0;
+            return if sent { Ok(()) } else { Err(std::io::Error::other("the stream is gone, or takes no more")) };
+        }
         let (number, endpoint) = split(endpoint);
         if self.overlay.contains(endpoint.ip()) {
             return Err(std::io::Error::other("it is inside the overlay"));
@@ -435,6 +459,7 @@ impl Control {
             Event::Sockets(kept) => self.beside.keep(&kept),
             Event::Keep(statements) => self.keeper.save(statements),
             Event::Secrets(secrets) => self.new_secrets = Some(secrets),
+            Event::Stream(wish) => self.streams.wish(wish),
             Event::MembershipEnded => self.ended = Some(membership_ended(self.state.as_deref())),
             Event::Expelled(why) => self.ended = Some(expelled(&self.overlay.0.name, &why)),
             Event::PeerChange { name, change, .. } => match change {
@@ -475,6 +500,7 @@ impl Control {
         status.forwarding = self.forwarding();
         status.mappings = self.leases.iter().map(|lease| mapping_info(lease, &status.mapped)).collect();
         let mut lost = self.lanes.counters();
+        lost.add(&self.streams.counters());
         lost.add(&self.counters);
         let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();
         for (reason, count) in lost.iter() {
@@ -526,51 +552,6 @@ fn for_beacon(interface: Interface, overlay: &Overlay) -> BeaconInterface {
     BeaconInterface { index, name, addresses }
 }
 
-/// The way to the directory's thread.
-struct Directory {
-    sender: mpsc::Sender<dht::Command>,
-    /// What there was no room for yet.
-    wishes: VecDeque<dht::Command>,
-}
-
-impl Directory {
-    /// Hands a wish on, or keeps it until there is room. Of our record, our endpoints and our homes only the last ones count.
-    fn wish(&mut self, wish: dht::Command) {
-        let wish = if self.wishes.is_empty() {
-            match self.sender.try_send(wish) {
-                Ok(()) => return,
-                Err(mpsc::error::TrySendError::Full(wish) | mpsc::error::TrySendError::Closed(wish)) => wish,
-            }
-        } else {
-            wish
-        };
-        if matches!(wish, dht::Command::Publish(_) | dht::Command::Listening(_) | dht::Command::Homes(_)) {
-            let kind = std::mem::discriminant(&wish);
-            self.wishes.retain(|other| std::mem::discriminant(other) != kind);
-        } else if self.wishes.len() >= WISHES {
-            tracing::debug!("the directory is too busy for {wish:?}");
-            return;
-        }
-        self.wishes.push_back(wish);
-    }
-
-    /// Waits until a wish that was kept could be handed on. Cancel-safe.
-    async fn has_room(&mut self) {
-        if self.wishes.is_empty() {
-            return std::future::pending().await;
-        }
-        match self.sender.reserve().await {
-            Ok(permit) => {
-                if let Some(wish) = self.wishes.pop_front() {
-                    permit.send(wish);
-                }
-            }
-            // The loop notices by the other channel that the directory has stopped.
-            Err(_) => std::future::pending().await,
-        }
-    }
-}
-
 /// The signals that concern us.
 struct Signals {
     terminate: Signal,
@@ -612,11 +593,8 @@ fn unix_now() -> u64 {
 #[cfg(test)]
 mod tests {
     use std::net::Ipv4Addr;
-    use std::time::Duration;
 
     use super::*;
-    use crate::dht::LookupKey;
-    use crate::dht::QueryId;
     use crate::identity::{NetworkSecret, PeerId, default_prefix};
 
     fn network() -> NetworkConfig {
@@ -624,11 +602,6 @@ mod tests {
         let prefix = default_prefix(&crate::identity::NetworkId::of_root(&root));
         let name = "test".to_owned().try_into().expect("a name");
         NetworkConfig { name, root, secret: NetworkSecret::new([1; 32]), prefix }
-    }
-
-    fn on_a_runtime<T>(future: impl Future<Output = T>) -> T {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().expect("a runtime");
-        runtime.block_on(async { tokio::time::timeout(Duration::from_secs(5), future).await }).expect("in time")
     }
 
     #[test]
@@ -640,39 +613,5 @@ mod tests {
         assert!(overlay.contains(ula.into()));
         assert!(!overlay.contains(Ipv4Addr::new(192, 0, 2, 1).into()));
         assert!(!overlay.contains("fd00::1".parse().expect("an address")));
-    }
-
-    #[test]
-    fn a_busy_directory_gets_every_lookup_but_only_the_last_endpoints() {
-        let (sender, mut receiver) = mpsc::channel(1);
-        let mut directory = Directory { sender, wishes: VecDeque::new() };
-        let lookup = |id| dht::Command::Lookup { id: QueryId(id), key: LookupKey::Ip(Ipv4Addr::LOCALHOST.into()) };
-        let listening = |port| dht::Command::Listening(vec![(Ipv4Addr::LOCALHOST, port).into()]);
-        for wish in [lookup(1), listening(1), lookup(2), listening(2)] {
-            directory.wish(wish);
-        }
-        let got = on_a_runtime(async {
-            let mut got = Vec::new();
-            for left in [2, 1, 0] {
-                got.push(format!("{:?}", receiver.recv().await.expect("the sender lives")));
-                if left > 0 {
-                    directory.has_room().await;
-                }
-            }
-            got
-        });
-        assert_eq!(got, [lookup(1), lookup(2), listening(2)].map(|wish| format!("{wish:?}")));
-    }
-
-    #[test]
-    fn what_a_busy_directory_cannot_keep_is_bounded() {
-        let (sender, _receiver) = mpsc::channel(1);
-        let mut directory = Directory { sender, wishes: VecDeque::new() };
-        for id in 0..2 * WISHES as u64 {
-            directory.wish(dht::Command::Lookup { id: QueryId(id), key: LookupKey::Ip(Ipv4Addr::LOCALHOST.into()) });
-        }
-        assert_eq!(directory.wishes.len(), WISHES);
-        directory.wish(dht::Command::Listening(Vec::new()));
-        assert!(matches!(directory.wishes.back(), Some(dht::Command::Listening(_))));
     }
 }

@@ -15,11 +15,12 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use crate::identity::Mac;
-use crate::node::Punted;
+use crate::node::{Punted, StreamNews};
 use crate::switch::{Egress, Fib, Ingress, Notice};
 use crate::tap::coalesce::Coalescer;
 use crate::tap::queue::Queue;
 use crate::wire::socket::split;
+use crate::wire::stream::number_behind;
 use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
 
 use super::sockets::Sockets;
@@ -50,6 +51,8 @@ pub enum FromLane {
     Punt(Punted),
     /// A fact that forwarding found.
     Notice(Notice),
+    /// What became of a stream; in one channel with what came by it, so that it is known before.
+    Stream(u32, StreamNews),
 }
 
 /// What a turn was.
@@ -86,6 +89,17 @@ impl<H: Half> Direction<H> {
     pub(super) fn turn(&mut self, fib: &Fib) -> anyhow::Result<Turn> {
         self.batch.clear();
         let full = self.half.read(&mut self.port, fib, &mut self.batch, self.limit)?;
+        Ok(self.work(fib, full))
+    }
+
+    /// The same with a batch that the caller has.
+    pub(super) fn turn_with(&mut self, fib: &Fib, fill: impl FnOnce(&mut Batch)) -> Turn {
+        self.batch.clear();
+        fill(&mut self.batch);
+        self.work(fib, false)
+    }
+
+    fn work(&mut self, fib: &Fib, full: bool) -> Turn {
         let at = Instant::now();
         let worked = !self.batch.is_empty();
         // A full first batch says nothing yet.
@@ -100,7 +114,7 @@ impl<H: Half> Direction<H> {
             }
         }
         self.port.pass_notices(&mut self.half);
-        Ok(Turn { worked, more, at })
+        Turn { worked, more, at }
     }
 
     /// To be called before whoever drives it sleeps.
@@ -256,6 +270,10 @@ impl Port {
     fn depart(&mut self, batch: &Batch, train: Option<Train>) {
         let Some(Train { endpoint, ecn, first, last, size, .. }) = train else { return };
         let bytes = batch.bytes_across(first, last);
+        if let Some(number) = number_behind(&endpoint) {
+            let lost = self.beside.outlets.send(number, bytes, size);
+            return self.counters.count_many(DropReason::StreamFull, lost);
+        }
         let lost = match split(endpoint) {
             (0, endpoint) => self.socket.send_train(endpoint, ecn, bytes, size),
             (number, endpoint) => match self.beside.get(number) {

@@ -299,7 +299,7 @@ fn network(patient: &Patient<'_>, name: &Name, running: Option<u32>) -> Finding 
     let status = proc_status(&process.to_string());
     let is_root = status.get("Uid").is_none_or(|uids| uids.split_whitespace().any(|uid| uid == "0"));
     let held = status.get("CapPrm").and_then(|text| u64::from_str_radix(text, 16).ok()).unwrap_or(u64::MAX);
-    if is_root || held & !process::NET_ADMIN != 0 {
+    if is_root || held & !(process::NET_ADMIN | process::NET_BIND_SERVICE) != 0 {
         return warns(
             "network",
             format!("{name}: runs with more rights than it needs (process {process})"),

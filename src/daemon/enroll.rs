@@ -20,6 +20,7 @@ use crate::identity::{
     MAX_LINKS, Mac, Name, NetworkId, NetworkSecret, PartyCode, PeerId, Roles, SigningKey, UnixSeconds, automatic_ipv4,
     canonical, default_prefix,
 };
+use crate::wire::stream::TLS_PORT;
 
 use super::admin;
 use super::store::{self, Home, Store};
@@ -170,7 +171,11 @@ pub fn invite(home: &Home, terms: &Terms, endpoints: &[SocketAddr]) -> Result<Ti
     let mut invite = Invite::new(name.clone(), home.network.prefix, home.newest_secret(), &key, chain);
     invite.contacts = contacts(home, endpoints, now);
     let contacts = invite.contacts.len();
-    store::add_invite(&home.dir, canonical::encode(&certificate))?;
+    if let Err(error) = store::add_invite(&home.dir, canonical::encode(&certificate)) {
+        tracing::warn!(
+            "the invite is good, but not in the list of `meshd invites` until somebody has joined by it: {error:#}"
+        );
+    }
     let ticket = Ticket {
         invite: invite.to_string(),
         link: invite.link(),
@@ -251,6 +256,7 @@ pub fn party(code: &PartyCode, host: Option<Name>) -> Result<(NodeConfig, Name)>
         mtu: DEFAULT_MTU,
         boots: 1,
         relaying: Relaying::default(),
+        tls: false,
         hardware_aes: store::has_hardware_aes(),
         contacts: Vec::new(),
         known_records: Vec::new(),
@@ -334,16 +340,20 @@ fn unnamed(store: &Store) -> Result<(SigningKey, Name)> {
 
 /// Ourselves first, if we run; then members whose records we still hold.
 fn contacts(home: &Home, endpoints: &[SocketAddr], now: UnixSeconds) -> Vec<Contact> {
-    let contact = |peer: PeerId, noise, endpoints: &[SocketAddr]| {
-        let usable = |endpoint: &&SocketAddr| !endpoint.ip().is_loopback() && !endpoint.ip().is_unspecified();
+    let contact = |peer: PeerId, noise, endpoints: &[SocketAddr], tls: bool| {
+        let plain = |endpoint: &SocketAddr| endpoint.port() != TLS_PORT;
+        let usable =
+            |endpoint: &&SocketAddr| plain(endpoint) && !endpoint.ip().is_loopback() && !endpoint.ip().is_unspecified();
         let endpoints: Vec<_> = endpoints.iter().filter(usable).take(CONTACT_ENDPOINTS).copied().collect();
-        (!endpoints.is_empty()).then_some(Contact { peer, noise, endpoints })
+        (!endpoints.is_empty()).then_some(Contact { peer, noise, endpoints, tls })
     };
-    let ourselves = contact(home.key.peer_id(), home.key.noise_secret().public(), endpoints);
+    // Where we take TLS is named beside where we take the rest.
+    let tls = endpoints.iter().any(|endpoint| endpoint.port() == TLS_PORT);
+    let ourselves = contact(home.key.peer_id(), home.key.noise_secret().public(), endpoints, tls);
     let (id, kept) = (home.network.id(), store::load_records(&home.dir));
     let records = kept.iter().filter_map(|bytes| Verified::<Record>::check(bytes, &id, now).ok());
     let others = records.filter(|record| record.peer() != home.key.peer_id());
-    let others = others.filter_map(|record| contact(record.peer(), record.noise, &record.endpoints));
+    let others = others.filter_map(|record| contact(record.peer(), record.noise, &record.endpoints, record.tls));
     ourselves.into_iter().chain(others).take(MAX_CONTACTS).collect()
 }
 

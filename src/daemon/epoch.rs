@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::dht::beacon::{Beacon, BeaconConfig};
-use crate::dht::swarm::{self, SwarmConfig};
+use crate::dht::swarm::{self, Guests, SwarmConfig};
 use crate::dht::{Command, Event};
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, SigningKey};
 
@@ -26,6 +26,8 @@ pub(super) struct Speaker {
     pub(super) port: u16,
     /// Whether others behind NATs may be reached through us.
     pub(super) relay: bool,
+    /// Who takes the streams that come to the port.
+    pub(super) guests: Guests,
 }
 
 /// Both, running.
@@ -50,9 +52,11 @@ impl Speaker {
         statements: Vec<Vec<u8>>,
         seed: [u8; 32],
     ) -> anyhow::Result<Speech> {
+        self.guests.set_secrets(secrets);
         let (secret, older) = secrets.split_first().context("a network has a secret")?;
         let config = SwarmConfig::new(self.key.clone(), self.network, secret.clone(), self.prefix, self.port);
-        let directory = swarm::spawn(SwarmConfig { statements, relay: self.relay, ..config })?;
+        let directory =
+            swarm::spawn(SwarmConfig { statements, relay: self.relay, guests: Some(self.guests.clone()), ..config })?;
         let (to_us, sightings) = mpsc::channel(SIGHTINGS);
         let beacon = BeaconConfig {
             key: secret.beacon_key(),

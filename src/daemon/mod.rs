@@ -1,7 +1,7 @@
 //! The daemon: threads, sockets, files and the operator's API around the pure node and forwarder.
 //!
 //! One `control` thread owns the node; each lane has two threads, which share its two directions (TAP → underlay, underlay
-//! → TAP) by load and read the node's last picture without a lock; libp2p has a thread of its own. Between them are bounded
+//! → TAP) by load and read the node's last picture without a lock; libp2p has a thread of its own, and so have streams. Between them are bounded
 //! channels only.
 
 pub mod admin;
@@ -13,13 +13,16 @@ pub mod enroll;
 mod epoch;
 pub mod lane;
 pub mod netlink;
+pub mod outlets;
 pub mod portmap;
 pub mod process;
 mod saver;
 pub mod sockets;
 pub mod store;
+pub mod streams;
 pub mod telemetry;
 pub mod udp;
+mod wishes;
 
 use std::time::Duration;
 

@@ -29,11 +29,11 @@ const ACCOUNT: &str = "meshd";
 /// The user and group to become otherwise. It needs no entry anywhere, and is the container image's too.
 const UNNAMED: u32 = 4747;
 
-/// The bit of [`CAP_NET_ADMIN`] in a set of capabilities.
-pub const NET_ADMIN: u64 = 1 << CAP_NET_ADMIN;
+/// The one capability that every running node needs: for addresses and MTU of the TAP, and for large socket buffers.
+pub const NET_ADMIN: u64 = 1 << 12;
 
-/// The one capability that a running node needs: for addresses and MTU of the TAP, and for large socket buffers.
-const CAP_NET_ADMIN: u32 = 12;
+/// To listen again at a port below 1024, which the directory does when the network has a new secret. Kept only where there is such a port.
+pub const NET_BIND_SERVICE: u64 = 1 << 10;
 
 /// What a node may go on reading: name resolution, the kernel's figures, devices of randomness. Its own files are apart.
 const READABLE: &[&str] = &["/etc", "/usr", "/lib", "/lib64", "/proc", "/sys", "/run", "/dev"];
@@ -279,18 +279,20 @@ pub fn settle(account: Option<&Account>, config: &UpConfig, folder: Option<&Pinn
     }
     let runtime = Pinned::open(&config.runtime)?;
     let folders: Vec<_> = [Some(&runtime), folder].into_iter().flatten().map(Pinned::path).collect();
-    let confined = confine(account, &folders)?;
+    let low = config.port.is_some_and(|port| port < 1024);
+    let confined = confine(account, &folders, NET_ADMIN | if low { NET_BIND_SERVICE } else { 0 })?;
     let as_whom = account.map_or_else(String::new, |account| format!("runs as user {}, ", account.name));
     tracing::info!("{as_whom}{}", confined.told());
     Ok(())
 }
 
-/// Gives up everything but what a running node needs, for good: becomes `account`, if any; keeps CAP_NET_ADMIN alone, if it was there; may
+/// Gives up everything but what a running node needs, for good: becomes `account`, if any; keeps `capabilities` (of the first 32) alone, as far as they
+/// were there; may
 /// write only in `folders`. Call it before the first thread is started: threads that are there already keep what they have.
 ///
 /// # Errors
 /// When the kernel refuses to change the user or the capabilities. That it has no Landlock or no seccomp is none.
-pub fn confine(account: Option<&Account>, folders: &[PathBuf]) -> Result<Confined> {
+pub fn confine(account: Option<&Account>, folders: &[PathBuf], capabilities: u64) -> Result<Confined> {
     let threads = fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     ensure!(threads == 1, "{threads} threads run already: what they may do could not be limited any more");
     prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("cannot give up new privileges")?;
@@ -301,7 +303,7 @@ pub fn confine(account: Option<&Account>, folders: &[PathBuf]) -> Result<Confine
     if let Some(account) = account {
         become_account(account).with_context(|| format!("cannot become user {}", account.name))?;
     }
-    keep_net_admin().context("cannot give up capabilities")?;
+    keep(capabilities).context("cannot give up capabilities")?;
     unreadable();
     let landlock = match landlocked(folders) {
         Ok(RulesetStatus::FullyEnforced) => Some(true),
@@ -328,8 +330,8 @@ fn become_account(account: &Account) -> io::Result<()> {
     prctl(libc::PR_SET_KEEPCAPS, 0)
 }
 
-/// Leaves CAP_NET_ADMIN of what is permitted, and nothing inheritable; the ambient set goes with that (capabilities(7)).
-fn keep_net_admin() -> io::Result<()> {
+/// Leaves of what is permitted `capabilities` alone, and nothing inheritable; the ambient set goes with that (capabilities(7)).
+fn keep(capabilities: u64) -> io::Result<()> {
     /// linux/capability.h, version 3: two halves of 32 capabilities each.
     const VERSION: u32 = 0x2008_0522;
     #[repr(C)]
@@ -348,7 +350,7 @@ fn keep_net_admin() -> io::Result<()> {
     let mut halves = [Half::default(); 2];
     // SAFETY: both are of the layout that this version has, and live for the call.
     checked(unsafe { libc::syscall(libc::SYS_capget, &raw mut header, halves.as_mut_ptr()) })?;
-    let kept = halves[0].permitted & (1 << CAP_NET_ADMIN);
+    let kept = halves[0].permitted & capabilities as u32;
     let halves = [Half { effective: kept, permitted: kept, inheritable: 0 }, Half::default()];
     // SAFETY: as above; it only reads them.
     checked(unsafe { libc::syscall(libc::SYS_capset, &raw mut header, halves.as_ptr()) })
@@ -507,7 +509,8 @@ mod tests {
         let pinned = Pinned::open(&folder).expect("it is there");
         let mut command = std::process::Command::new("/bin/true");
         let confined = move || {
-            let confined = confine(None, &[pinned.path()]).map_err(|error| io::Error::other(format!("{error:#}")))?;
+            let confined =
+                confine(None, &[pinned.path()], NET_ADMIN).map_err(|error| io::Error::other(format!("{error:#}")))?;
             let found = format!("{confined:?} {:?}", File::create(&outside).map_err(|error| error.kind()));
             fs::write(pinned.path().join("new"), found)?;
             fs::rename(pinned.path().join("new"), &inside)

@@ -15,6 +15,7 @@ use arc_swap::ArcSwap;
 
 use crate::wire::Batch;
 
+use super::outlets::Outlets;
 use super::udp::UdpSocket;
 
 /// Sockets told at a time: what a turn reads from is bounded by its batch anyway.
@@ -25,6 +26,8 @@ const READY: usize = 32;
 pub struct Sockets {
     open: ArcSwap<BTreeMap<u16, Arc<UdpSocket>>>,
     epoll: OwnedFd,
+    /// Where datagrams go that no UDP socket sends.
+    pub outlets: Outlets,
 }
 
 impl Sockets {
@@ -39,7 +42,8 @@ impl Sockets {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: the descriptor was just made and nobody else owns it.
-        Ok(Self { open: ArcSwap::default(), epoll: unsafe { OwnedFd::from_raw_fd(epoll) } })
+        let epoll = unsafe { OwnedFd::from_raw_fd(epoll) };
+        Ok(Self { open: ArcSwap::default(), epoll, outlets: Outlets::default() })
     }
 
     /// Whether there is none.

@@ -2,9 +2,11 @@
 //!
 //! `STATE/NETWORK/` (0700) has `key` (the node's seed), `root.key` (the founder's alone), `network` (secret, chain,
 //! contacts), `boots` (how often this key has started), `peers` (records of other members, a cache), `ledger` (statements: who
-//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the network's, since somebody was expelled, newest first) and `lock`. Files
-//! with secrets are 0600. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
+//! is expelled, who joined by which invite), `invites` (certificates of those made here, without their keys), `secrets` (the
+//! network's, since somebody was expelled, newest first) and `lock`. Files with secrets are 0600; what changes while a node runs is in `files`. A folder appears whole or not at all: it is built under a hidden name, synced and renamed;
 //! whatever fails on the way, a full disk above all, removes it. Later changes replace single files the same way.
+
+mod files;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
 use std::io::{self, Read, Write};
@@ -18,15 +20,17 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::{NetworkConfig, NodeConfig, Relaying};
-use crate::dht::ledger::MAX_STATEMENTS;
-use crate::dht::statement::MAX_STATEMENT;
 use crate::identity::{
     Ago, Chain, ChainError, Contact, Mac, Membership, Name, NetworkId, NetworkSecret, SigningKey, UnixSeconds,
-    canonical,
 };
 
 use super::api;
 use super::process::Account;
+
+pub use self::files::{
+    add_invite, load_filter, load_invites, load_records, load_secrets, load_statements, read_filter, save_filter,
+    save_records, save_secrets, save_statements,
+};
 
 const SYSTEM_STATE: &str = "/var/lib/meshd";
 const SYSTEM_RUNTIME: &str = "/run/meshd";
@@ -35,10 +39,6 @@ const KEY: &str = "key";
 const ROOT_KEY: &str = "root.key";
 const NETWORK: &str = "network";
 const BOOTS: &str = "boots";
-const PEERS: &str = "peers";
-const LEDGER: &str = "ledger";
-const INVITES: &str = "invites";
-const SECRETS: &str = "secrets";
 const LOCK: &str = "lock";
 
 /// Networks that come of a party code are called this and four digits of their id.
@@ -52,24 +52,6 @@ const MAX_NETWORK_FILE: usize = 64 * 1024;
 
 /// Largest key file read, bytes: 64 digits, a line end, and what an editor may add.
 const MAX_KEY_FILE: usize = 80;
-
-/// Records kept of other members. At 1 KiB each that is 4 MiB; a larger mesh refills its cache from the directory.
-const MAX_RECORDS: usize = 4096;
-
-/// Largest `peers` file read, bytes: [`MAX_RECORDS`] of them with their lengths.
-const MAX_PEERS_FILE: usize = MAX_RECORDS * (crate::dht::record::MAX_RECORD + 3) + 8;
-
-/// Largest `ledger` file read, bytes.
-const MAX_LEDGER_FILE: usize = MAX_STATEMENTS * (MAX_STATEMENT + 3) + 8;
-
-/// Invites made here that are remembered: the latest. Older ones are known by who joined by them.
-const MAX_INVITES: usize = 256;
-
-/// Largest `invites` file read, bytes: certificates of 256 bytes at most.
-const MAX_INVITES_FILE: usize = MAX_INVITES * 260 + 8;
-
-/// Largest `secrets` file read, bytes: the few that a node keeps, many times over.
-const MAX_SECRETS_FILE: usize = 4096;
 
 /// The folder with one folder a network.
 #[derive(Debug, Clone)]
@@ -170,6 +152,11 @@ impl Store {
             (Some(name), _) => bail!("no network {name} in {}; there is: {list}", self.base.display()),
             (None, _) => bail!("several networks in {}; name one of: {list}", self.base.display()),
         }
+    }
+
+    /// The folder of a network.
+    pub fn dir(&self, name: &Name) -> PathBuf {
+        self.base.join(name.as_str())
     }
 
     /// Whether there is a network of this name.
@@ -343,6 +330,7 @@ impl Home {
             mtu,
             boots,
             relaying: Relaying::default(),
+            tls: false,
             hardware_aes: has_hardware_aes(),
             contacts: self.contacts,
         }
@@ -433,12 +421,16 @@ pub fn parties(chosen: Option<&Path>) -> Vec<Name> {
     let names = folders.filter_map(|folder| {
         let name = Name::try_from(folder.file_name().into_string().ok()?).ok()?;
         // One that was killed has left its socket.
-        let runs = || UnixStream::connect(api::socket_path(&folder.path())).is_ok();
-        (name.as_str().starts_with(PARTY) && runs()).then_some(name)
+        (name.as_str().starts_with(PARTY) && runs(&api::socket_path(&folder.path()))).then_some(name)
     });
     let mut names: Vec<_> = names.collect();
     names.sort();
     names
+}
+
+/// Whether a node listens at this API socket.
+pub fn runs(socket: &Path) -> bool {
+    UnixStream::connect(socket).is_ok()
 }
 
 /// Makes a folder, and those above it, for our eyes only.
@@ -465,83 +457,6 @@ pub fn hand_over(dir: &Path, account: &Account) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Keeps the records of other members in a network's folder, at most 4096 of them.
-///
-/// # Errors
-/// When they cannot be written; the old ones are still there then.
-pub fn save_records(dir: &Path, records: &[Vec<u8>]) -> Result<()> {
-    let kept = &records[..records.len().min(MAX_RECORDS)];
-    replace(dir, PEERS, &canonical::encode(&kept))
-}
-
-/// The records kept in a network's folder. They are a cache: none, if there are none or the file is damaged.
-pub fn load_records(dir: &Path) -> Vec<Vec<u8>> {
-    load_list(&dir.join(PEERS), MAX_PEERS_FILE)
-}
-
-fn load_list(path: &Path, max: usize) -> Vec<Vec<u8>> {
-    let bytes = match read_bounded(path, max) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
-        Err(error) => {
-            tracing::warn!("ignoring {}: {error}", path.display());
-            return Vec::new();
-        }
-    };
-    canonical::decode(&bytes, max).unwrap_or_else(|error| {
-        tracing::warn!("ignoring {}: {error}", path.display());
-        Vec::new()
-    })
-}
-
-/// Keeps the ledger in a network's folder.
-///
-/// # Errors
-/// When it cannot be written; the old one is still there then.
-pub fn save_statements(dir: &Path, statements: &[Vec<u8>]) -> Result<()> {
-    replace(dir, LEDGER, &canonical::encode(&statements))
-}
-
-/// The statements kept in a network's folder. None, if there are none or the file is damaged: others tell us again.
-pub fn load_statements(dir: &Path) -> Vec<Vec<u8>> {
-    load_list(&dir.join(LEDGER), MAX_LEDGER_FILE)
-}
-
-/// The network's secrets since somebody was expelled, newest first; none if nobody was.
-pub fn load_secrets(dir: &Path) -> Vec<NetworkSecret> {
-    match read_bounded(&dir.join(SECRETS), MAX_SECRETS_FILE) {
-        Ok(bytes) => canonical::decode(&bytes, MAX_SECRETS_FILE).unwrap_or_else(|error| {
-            tracing::warn!("the newer secrets of the network cannot be read: {error}; others tell them again");
-            Vec::new()
-        }),
-        Err(_) => Vec::new(),
-    }
-}
-
-/// Keeps the network's secrets, newest first.
-///
-/// # Errors
-/// When they cannot be written; the old ones are still there then.
-pub fn save_secrets(dir: &Path, secrets: &[NetworkSecret]) -> Result<()> {
-    replace(dir, SECRETS, &Zeroizing::new(canonical::encode(&secrets)))
-}
-
-/// The certificates of the invites made here.
-pub fn load_invites(dir: &Path) -> Vec<Vec<u8>> {
-    load_list(&dir.join(INVITES), MAX_INVITES_FILE)
-}
-
-/// Remembers an invite made here by its certificate.
-///
-/// # Errors
-/// When it cannot be written.
-pub fn add_invite(dir: &Path, certificate: Vec<u8>) -> Result<()> {
-    let mut invites = load_invites(dir);
-    invites.push(certificate);
-    let first = invites.len().saturating_sub(MAX_INVITES);
-    replace(dir, INVITES, &canonical::encode(&&invites[first..]))
 }
 
 /// Writes all files of a new folder and syncs them.
@@ -806,20 +721,5 @@ mod tests {
         assert!(second.contains(&format!("already running for network home (process {})", std::process::id())));
         drop(lock);
         assert!(home.lock().is_ok());
-    }
-
-    #[test]
-    fn records_are_a_cache_that_may_be_damaged_or_gone() {
-        let store = Scratch::new("records");
-        let dir = store.network("home", 1).expect("made");
-        assert_eq!(load_records(&dir), Vec::<Vec<u8>>::new());
-        let records = vec![vec![1, 2, 3], vec![0xff; 1024]];
-        save_records(&dir, &records).expect("saved");
-        assert_eq!(load_records(&dir), records);
-        let bytes = fs::read(dir.join(PEERS)).expect("file");
-        fs::write(dir.join(PEERS), &bytes[..bytes.len() - 1]).expect("write");
-        assert_eq!(load_records(&dir), Vec::<Vec<u8>>::new());
-        save_records(&dir, &vec![vec![9; 10]; MAX_RECORDS + 5]).expect("saved");
-        assert_eq!(load_records(&dir).len(), MAX_RECORDS);
     }
 }

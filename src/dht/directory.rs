@@ -495,6 +495,7 @@ mod tests {
             ipv6: ula_address(&network(), &mac),
             endpoints: vec![],
             homes: vec![],
+            tls: false,
             sequence,
             expires: NOW + 7200,
         }

@@ -193,6 +193,7 @@ fn same_content(a: &Record, b: &Record) -> bool {
         && a.ipv4 == b.ipv4
         && a.ipv6 == b.ipv6
         && a.endpoints == b.endpoints
+        && a.homes == b.homes
 }
 
 #[cfg(test)]
@@ -235,6 +236,7 @@ pub(crate) mod tests {
             ipv6: ula_address(&network, &mac),
             endpoints: vec![],
             homes: vec![],
+            tls: false,
             sequence,
             expires: NOW + RECORD_LIFETIME,
         };

@@ -59,6 +59,8 @@ pub struct Record {
     pub endpoints: Vec<SocketAddr>,
     /// Members that can be asked for it if it cannot be met: its home relays. At most [`MAX_HOMES`].
     pub homes: Vec<PeerId>,
+    /// Whether it takes TLS at TCP port 443 of the same addresses, for those whom nothing else is let out to.
+    pub tls: bool,
     /// Grows with every record of this member, across restarts too.
     pub sequence: u64,
     /// Unix seconds.

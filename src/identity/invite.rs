@@ -80,6 +80,9 @@ pub struct Contact {
     pub noise: NoisePublic,
     /// Where it was when the invite was made; UDP, and TCP with the same port.
     pub endpoints: Vec<SocketAddr>,
+    /// Whether it took TLS at TCP port 443 of the same addresses.
+    #[serde(default)]
+    pub tls: bool,
 }
 
 /// What the text carries.
@@ -252,6 +255,7 @@ mod tests {
             peer: root.peer_id(),
             noise: root.noise_secret().public(),
             endpoints: vec!["192.0.2.1:4747".parse().expect("an endpoint")],
+            tls: true,
         });
         invite
     }

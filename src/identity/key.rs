@@ -271,6 +271,11 @@ impl NetworkSecret {
         derive(&self.0, b"meshd handshake mac v1")
     }
 
+    /// Key of what streams begin with: who lacks it is answered nothing.
+    pub fn stream_key(&self) -> Zeroizing<[u8; 32]> {
+        derive(&self.0, b"meshd stream v1")
+    }
+
     /// Key that blinds mDNS sightings.
     pub fn beacon_key(&self) -> Zeroizing<[u8; 32]> {
         derive(&self.0, b"meshd mdns v1")
@@ -342,6 +347,7 @@ mod tests {
             secret.pnet_key(),
             secret.noise_psk(),
             secret.handshake_mac_key(),
+            secret.stream_key(),
             secret.beacon_key(),
             secret.directory_key(),
         ];

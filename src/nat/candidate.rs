@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use crate::wire::{relay, socket};
+use crate::wire::{relay, socket, stream};
 
 use super::mtu::PathMtu;
 
@@ -21,11 +21,13 @@ pub enum Origin {
     Observed = 8,
     /// A relay has given us a channel.
     Relay = 16,
+    /// It took our connection (TCP).
+    Stream = 32,
 }
 
 impl Origin {
     /// All, the most trusted first.
-    const ALL: [Self; 5] = [Self::Relay, Self::Observed, Self::Sighting, Self::Record, Self::Remembered];
+    const ALL: [Self; 6] = [Self::Stream, Self::Relay, Self::Observed, Self::Sighting, Self::Record, Self::Remembered];
 
     /// For people.
     pub fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Origin {
             Self::Sighting => "sighting",
             Self::Observed => "observed",
             Self::Relay => "relay",
+            Self::Stream => "stream",
         }
     }
 }
@@ -105,8 +108,9 @@ pub fn canonical(endpoint: SocketAddr) -> SocketAddr {
 pub fn is_usable(endpoint: &SocketAddr) -> bool {
     let ip = endpoint.ip();
     let broadcast = matches!(ip, IpAddr::V4(v4) if v4.is_broadcast());
-    // Whoever names a channel's endpoint, or one behind a certain socket, means one of his own, or lies.
+    // Whoever names a channel's endpoint, a stream's, or one behind a certain socket, means one of his own, or lies.
     relay::channel_behind(endpoint).is_none()
+        && stream::number_behind(endpoint).is_none()
         && socket::split(*endpoint).0 == 0
         && endpoint.port() != 0
         && !ip.is_unspecified()

@@ -132,6 +132,19 @@ impl Observations {
         self.latest.get(&(peer, ipv6)).map(|observation| (observation.seen, observation.at))
     }
 
+    /// Whether more see us at this address than at any other of its family that is none of our own. Many datagrams may be sent there on
+    /// our word.
+    pub fn agree_on(&self, address: IpAddr, own: &[SocketAddr]) -> bool {
+        let mut voters: BTreeMap<IpAddr, BTreeSet<IpAddr>> = BTreeMap::new();
+        for observation in
+            self.latest.values().filter(|it| it.seen.is_ipv6() == address.is_ipv6() && !own.contains(&it.seen))
+        {
+            voters.entry(observation.seen.ip()).or_default().insert(observation.observer);
+        }
+        let votes = voters.remove(&address).map_or(0, |voters| voters.len());
+        voters.values().all(|others| others.len() < votes) && votes > 0
+    }
+
     /// Whether as many see us elsewhere, over its family, as see us at `seen`.
     pub fn is_disputed(&self, seen: SocketAddr) -> bool {
         let votes = self.votes(seen.is_ipv6());
@@ -239,6 +252,15 @@ mod tests {
         }
         observations.note(peer(2), at(2), seen(5), start());
         assert_eq!(observations.mapping(&home(), false), Mapping::EndpointIndependent);
+        let elsewhere = SocketAddr::from(([192, 0, 2, 66], 5));
+        assert!(observations.agree_on(seen(5).ip(), &home()) && !observations.agree_on(elsewhere.ip(), &home()));
+        observations.note(peer(66), at(66), elsewhere, start());
+        assert!(observations.agree_on(seen(5).ip(), &home()) && !observations.agree_on(elsewhere.ip(), &home()));
+        observations.note(peer(67), at(67), elsewhere, start());
+        assert!(
+            !observations.agree_on(seen(5).ip(), &home()) && !observations.agree_on(elsewhere.ip(), &home()),
+            "two against two"
+        );
         let published = observations.reflexive(&home());
         assert!(published.len() <= MAX_PUBLISHED && published.contains(&seen(5)));
     }

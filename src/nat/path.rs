@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use crate::wire::relay::channel_behind;
-use crate::wire::socket;
+use crate::wire::relay::{channel_behind, is_discard};
+use crate::wire::{socket, stream};
 
 use super::candidate::{Candidate, Origin, Origins, canonical, is_usable};
 use super::mtu::{self, PathMtu};
@@ -29,7 +29,7 @@ pub const OPENING_TIME: Duration = Duration::from_millis(250);
 const PROVED: Duration = Duration::from_secs(60);
 
 /// Who is named by these has no NAT before it that our first datagram would have to open.
-const OPEN: [Origin; 4] = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay];
+const OPEN: [Origin; 5] = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay, Origin::Stream];
 
 /// Keeps the candidates of one peer and chooses the primary.
 #[derive(Debug, Clone, Default)]
@@ -76,9 +76,10 @@ impl PathAgent {
             known.origins.insert(origin);
             return false;
         }
-        // What came in through another of our sockets is answered through it.
+        // What came in through another of our sockets is answered through it, and what came by a stream by that.
         let (_, there) = if origin == Origin::Observed { socket::split(endpoint) } else { (0, endpoint) };
-        if !is_usable(&there) && origin != Origin::Relay {
+        let streamed = stream::number_behind(&there).is_some() && matches!(origin, Origin::Observed | Origin::Stream);
+        if !is_usable(&there) && origin != Origin::Relay && !streamed {
             return false;
         }
         if self.candidates.len() >= MAX_CANDIDATES {
@@ -113,7 +114,7 @@ impl PathAgent {
         }
     }
 
-    /// A relay is gone: its channel is no path any more. True if it was the primary.
+    /// A relay is gone, or a stream: its channel is no path any more. True if it was the primary.
     pub fn remove(&mut self, endpoint: SocketAddr) -> bool {
         self.candidates.retain(|candidate| candidate.endpoint != endpoint);
         self.primary.take_if(|primary| *primary == endpoint).is_some()
@@ -158,7 +159,7 @@ impl PathAgent {
             Some(at) => now < at + PROVED,
             None => named(Origin::Observed),
         });
-        !proved && !named(Origin::Sighting) && !named(Origin::Relay)
+        !proved && !named(Origin::Sighting) && !named(Origin::Relay) && stream::number_behind(&endpoint).is_none()
     }
 
     /// Whether what is sent to `endpoint` now is to arrive. It is where nothing has to be opened: where it came from, on
@@ -188,10 +189,7 @@ impl PathAgent {
     /// The best place without a relay that has answered our first socket over this family.
     pub fn working(&self, ipv6: bool) -> Option<SocketAddr> {
         let works = |candidate: &Candidate| {
-            candidate.answered.is_some()
-                && candidate.endpoint.is_ipv6() == ipv6
-                && channel_behind(&candidate.endpoint).is_none()
-                && socket::split(candidate.endpoint).0 == 0
+            candidate.answered.is_some() && candidate.endpoint.is_ipv6() == ipv6 && !is_discard(&candidate.endpoint)
         };
         self.candidates().into_iter().find(works).map(|candidate| candidate.endpoint)
     }

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::wire::socket;
+use crate::wire::{socket, stream};
 
 use super::candidate::Candidate;
 
@@ -12,8 +12,8 @@ use super::candidate::Candidate;
 pub struct PathScore {
     /// An endpoint that never answered comes last.
     unproved: bool,
-    /// Each relay is another machine that can fail, and somebody else's line.
-    relays: u8,
+    /// Whether it is a way round, and how long.
+    detour: Detour,
     /// An IPv6 link-local address works, but means something on one link only and to nobody who reads it in a table.
     link_local: bool,
     /// Round trip in steps of [`STEP`]; within one step paths are equal, so that jitter does not flap them.
@@ -22,11 +22,22 @@ pub struct PathScore {
     ipv4: bool,
 }
 
+/// What a path has to put up with because a NAT or a firewall is in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Detour {
+    None,
+    /// TCP holds everything back behind what was lost.
+    Stream,
+    /// Each relay is another machine that can fail, and somebody else's line.
+    Relays(u8),
+}
+
 /// Two milliseconds: less than a person notices and more than a LAN's jitter.
 const STEP: Duration = Duration::from_millis(2);
 
-/// By how many steps of the round trip IPv6 may be slower: two milliseconds are the noise of two races, not a detour.
-const BONUS: u32 = 1;
+/// By how many steps of the round trip IPv6 may be slower: ten milliseconds are the noise of two lone probes over a wide network, not a
+/// detour.
+const BONUS: u32 = 5;
 
 impl PathScore {
     /// The score of a candidate.
@@ -34,16 +45,28 @@ impl PathScore {
         let rtt = candidate.rtt.map_or(u32::MAX, |rtt| (rtt.as_micros() / STEP.as_micros()) as u32);
         let link_local = matches!(candidate.endpoint.ip(), IpAddr::V6(ip) if ip.is_unicast_link_local());
         let ipv4 = socket::split(candidate.endpoint).1.is_ipv4();
-        Self { unproved: candidate.answered.is_none(), relays: candidate.relays, link_local, rtt, ipv4 }
+        let detour = match stream::number_behind(&candidate.endpoint) {
+            Some(_) => Detour::Stream,
+            None if candidate.relays > 0 => Detour::Relays(candidate.relays),
+            None => Detour::None,
+        };
+        Self { unproved: candidate.answered.is_none(), detour, link_local, rtt, ipv4 }
     }
 
     /// Whether a path in use is worth leaving for this one: not for a few milliseconds, which are different tomorrow.
     pub fn is_clearly_better_than(&self, used: &Self) -> bool {
-        let kind = |score: &Self| (score.unproved, score.relays, score.link_local);
-        self.unproved <= used.unproved && self.relays == 0 && used.relays > 0
+        let kind = |score: &Self| (score.unproved, score.detour, score.link_local);
+        let less = match (self.detour, used.detour) {
+            // One relay fewer is no reason to move at once.
+            (Detour::Relays(_), Detour::Relays(_)) => false,
+            (less, more) => less < more,
+        };
+        self.unproved <= used.unproved && less
             || kind(self) < kind(used) && self.rtt <= used.rtt.saturating_mul(2).saturating_add(1)
             || kind(self) <= kind(used) && self.rtt < used.rtt / 2
             || kind(self) <= kind(used) && used.ipv4 && !self.ipv4 && self.rtt <= used.rtt.saturating_add(BONUS)
+                // Or the other would be left for this one in turn.
+                && used.rtt >= self.rtt / 2
     }
 }
 
@@ -52,7 +75,15 @@ mod tests {
     use super::*;
 
     fn score(relays: u8, rtt: u32) -> PathScore {
-        PathScore { unproved: false, relays, link_local: false, rtt, ipv4: false }
+        let detour = if relays > 0 { Detour::Relays(relays) } else { Detour::None };
+        PathScore { unproved: false, detour, link_local: false, rtt, ipv4: false }
+    }
+
+    #[test]
+    fn a_stream_is_worse_than_udp_and_better_than_a_relay_whatever_their_round_trips() {
+        let stream = PathScore { detour: Detour::Stream, ..score(0, 20) };
+        assert!(score(0, 500).is_clearly_better_than(&stream) && !stream.is_clearly_better_than(&score(0, 500)));
+        assert!(stream.is_clearly_better_than(&score(1, 1)) && !score(1, 1).is_clearly_better_than(&stream));
     }
 
     #[test]
@@ -63,5 +94,17 @@ mod tests {
         assert!(!score(1, 50).is_clearly_better_than(&score(3, 10)));
         assert!(!score(3, 10).is_clearly_better_than(&score(1, 20)));
         assert!(score(1, 20) < score(2, 10) && score(2, 10) < score(2, 11));
+    }
+
+    #[test]
+    fn ipv6_is_taken_though_it_is_a_little_slower_and_no_two_paths_are_left_for_each_other() {
+        let of = |ipv4, rtt| PathScore { ipv4, ..score(0, rtt) };
+        assert!(of(false, 15).is_clearly_better_than(&of(true, 10)) && of(false, 10) < of(true, 10));
+        assert!(!of(false, 16).is_clearly_better_than(&of(true, 10)));
+        assert!(!of(true, 10).is_clearly_better_than(&of(false, 15)));
+        for (a, b) in (0..40).flat_map(|a| (0..40).map(move |b| (a, b))) {
+            let (ipv6, ipv4) = (of(false, a), of(true, b));
+            assert!(!(ipv6.is_clearly_better_than(&ipv4) && ipv4.is_clearly_better_than(&ipv6)), "{a} {b}");
+        }
     }
 }

@@ -1,10 +1,12 @@
 //! What an operator asks and is told. Serializable, so the API socket and `--json` carry the same thing.
 
+mod filter;
 mod telling;
 
+pub use filter::{FilterInfo, FilterRuleInfo, FilterVerdictInfo};
 pub use telling::{
     CandidateInfo, FilteringInfo, ForecastInfo, HairpinInfo, NatInfo, NetcheckInfo, ObserverInfo, PathPongInfo,
-    PathPongsInfo, PathReason, RelayingInfo, UdpInfo, WhyInfo,
+    PathPongsInfo, PathReason, RelayingInfo, StreamInfo, UdpInfo, WhyInfo,
 };
 
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -49,6 +51,24 @@ pub enum Command {
     },
     /// How this network treats us, asked anew.
     Netcheck,
+    /// The rules of the packet filter.
+    Filter,
+    /// From now on these are the rules.
+    LoadFilter {
+        /// As a file has them ([`crate::config::filter`]).
+        rules: String,
+    },
+    /// What would become of a packet that begins something.
+    TestFilter {
+        /// As for [`Command::Ping`].
+        from: String,
+        /// The same, or this node.
+        to: Option<String>,
+        /// `tcp`, `udp`, `icmp` or a number.
+        protocol: String,
+        /// Of TCP and UDP.
+        port: Option<u16>,
+    },
     /// Takes in a statement, and tells everybody.
     State {
         /// Its bytes, hexadecimal.
@@ -89,6 +109,10 @@ pub enum Reply {
     Why(Box<WhyInfo>),
     /// To [`Command::Netcheck`].
     Netcheck(Box<NetcheckInfo>),
+    /// To [`Command::Filter`] and [`Command::LoadFilter`].
+    Filter(FilterInfo),
+    /// To [`Command::TestFilter`].
+    FilterVerdict(FilterVerdictInfo),
     /// To [`Command::State`] and [`Command::Epoch`].
     Stated {
         /// Whether it was not known before.

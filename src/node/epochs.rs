@@ -20,6 +20,7 @@ use crate::wire::{DropReason, Message};
 use super::Node;
 use super::command::{CommandId, Reply};
 use super::event::Event;
+use super::streams::with_tls;
 
 /// Secrets kept, the newest among them: whoever slept through seven revocations comes back by itself. Each costs a datagram
 /// of garbage one more hash.
@@ -216,13 +217,14 @@ impl Node {
 
     /// The directory was started anew, with another secret: it must be told everything once more.
     pub fn handle_new_directory(&mut self) {
-        let listening = self.own.listening();
+        let listening = self.own.listening(self.config.tls);
         self.events.push_back(Event::Directory(dht::Command::Listening(listening)));
         if let Some(own) = self.own.record() {
             self.events.push_back(Event::Directory(dht::Command::Publish(Box::new(own.clone()))));
         }
         for record in self.roster.iter().filter(|record| record.peer() != self.own.peer) {
-            let (peer, endpoints, homes) = (record.peer(), record.endpoints.clone(), record.homes.clone());
+            let (peer, homes) = (record.peer(), record.homes.clone());
+            let endpoints = with_tls(&record.endpoints, record.tls);
             self.events.push_back(Event::Directory(dht::Command::Dial { peer, endpoints, homes }));
         }
         self.events.push_back(Event::Directory(dht::Command::Homes(self.own.homes.clone())));

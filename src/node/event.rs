@@ -74,6 +74,8 @@ pub enum Event {
     /// The network has a new secret, the first of these: keep them all on disk, and start control network and mDNS anew with
     /// it; then [`super::Node::handle_new_directory`].
     Secrets(Vec<NetworkSecret>),
+    /// Have a stream made, or closed; [`super::Node::handle_stream`] is told what came of it.
+    Stream(StreamWish),
     /// Our own certificate has ended: nobody accepts us any more, so stop.
     MembershipEnded,
     /// We are no member any more, and why: stop.
@@ -87,6 +89,37 @@ pub enum Event {
         /// What happened.
         change: PeerChange,
     },
+}
+
+/// What the node wants of streams ([`crate::wire::stream`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamWish {
+    /// Dial; in TLS if the port is [`crate::wire::stream::TLS_PORT`]. Within seconds it is there, or closed.
+    Dial {
+        /// Its number from now on.
+        number: u32,
+        /// Where.
+        endpoint: SocketAddr,
+    },
+    /// Close it, and say nothing more of it.
+    Hang {
+        /// Which.
+        number: u32,
+    },
+}
+
+/// What became of a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StreamNews {
+    /// Somebody who knows the network's secret has dialled us.
+    Accepted {
+        /// From there.
+        from: SocketAddr,
+    },
+    /// Ours is there.
+    Connected,
+    /// It was not made, or has ended.
+    Closed,
 }
 
 /// What happened to a peer.

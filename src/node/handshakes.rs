@@ -18,7 +18,7 @@ use crate::nat::path::OPENING_TIME;
 use crate::session::Transport;
 use crate::session::handshake::{HandshakeError, Initiator, Responder, receiver_index};
 use crate::session::rekey::{GIVE_UP_AFTER, TIE_BREAK_TIME, our_initiation_wins, retry_delay};
-use crate::wire::relay::channel_behind;
+use crate::wire::relay::{channel_behind, is_discard};
 use crate::wire::socket::split;
 use crate::wire::{DatagramKind, DropReason};
 
@@ -31,6 +31,9 @@ use super::{Node, Peer};
 
 /// Candidates that one initiation goes to: the best eight of sixteen, so that a liar's list costs little.
 const MAX_TARGETS: usize = 8;
+
+/// With the third initiation, 0.8 s after the first, TCP is thought of: UDP that passes has been answered by then, be it by a relay.
+const UNANSWERED: u32 = 2;
 
 /// Between tries of a peer that does not answer: 5 s, doubled up to a minute. A minute after a switch is plugged in
 /// again everybody is found even without mDNS.
@@ -115,6 +118,9 @@ impl Node {
         if attempt > 0 && lonely {
             self.seek_relays(id, now);
         }
+        if attempt >= UNANSWERED && lonely {
+            self.seek_stream(id, false, now);
+        }
     }
 
     /// Sends the outstanding initiation to `targets`, and sets when to try again.
@@ -134,7 +140,10 @@ impl Node {
 
     fn targets(&self, id: PeerId) -> Vec<SocketAddr> {
         let endpoints = self.peers.get(&id).map(|peer| peer.paths.endpoints()).unwrap_or_default();
-        endpoints.into_iter().filter(|endpoint| !self.leads_back(endpoint)).take(MAX_TARGETS).collect()
+        let endpoints = endpoints.into_iter().filter(|endpoint| !self.leads_back(endpoint));
+        // Relays and streams were found for this very peer, and are few.
+        let (found, named): (Vec<_>, Vec<_>) = endpoints.partition(is_discard);
+        named.into_iter().take(MAX_TARGETS).chain(found).collect()
     }
 
     /// New candidates turned up: an outstanding initiation goes there too, else a handshake begins if the peer is wanted.
@@ -211,7 +220,7 @@ impl Node {
     }
 
     fn handle_initiation(&mut self, datagram: &[u8], source: SocketAddr, now: Instant) -> Result<(), DropReason> {
-        let (secret, cookie) = self.admit(datagram, split(source).1, now)?;
+        let (secret, cookie) = self.admit(datagram, self.origin_of(source), now)?;
         if let Some(bytes) = cookie {
             self.outbox.push_back(Transmit::to(source, bytes));
             return Err(DropReason::HandshakeCookie);
@@ -336,9 +345,11 @@ impl Node {
             self.indices.remove(&oldest.local());
         }
         peer.paths.adopt(endpoint, now);
-        if channel_behind(&endpoint).is_none() {
+        if !is_discard(&split(endpoint).1) {
             self.netchecks.note_heard(now);
         }
+        self.note_path(id, endpoint, now);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
         peer.failures = 0;
         peer.departed = false;
         let first = !std::mem::replace(&mut peer.connected, true);
@@ -356,10 +367,11 @@ impl Node {
             match channel_behind(&endpoint) {
                 Some(_) => self.announce(id, PeerChange::Relayed),
                 None => {
-                    self.announce(id, PeerChange::Connected(endpoint));
-                    // A socket of its own was opened for UDP alone.
-                    if split(endpoint).0 == 0 {
-                        self.dial(id, vec![endpoint], Vec::new());
+                    let place = self.underlay(endpoint);
+                    self.announce(id, PeerChange::Connected(place));
+                    // A socket of its own was opened for UDP alone, and a stream is no place.
+                    if place == endpoint {
+                        self.dial(id, vec![place], Vec::new());
                     }
                 }
             }

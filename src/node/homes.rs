@@ -76,7 +76,8 @@ impl Node {
         let through = self.circuits_by_relay();
         let unmet = self.is_unmet(now);
         let behind_nat = !self.own.reflexive.is_empty() && self.own.mapped.believed().is_empty();
-        let without_udp = !self.met.is_empty() && self.peers.values().all(|peer| peer.current.is_none());
+        let without_udp =
+            self.lacks_udp() || !self.met.is_empty() && self.peers.values().all(|peer| peer.current.is_none());
         if !behind_nat && through.is_empty() && !unmet && !without_udp {
             return Vec::new();
         }
@@ -97,7 +98,8 @@ impl Node {
         let mut machines = BTreeSet::new();
         let place = |id: &PeerId| {
             let met = || self.met.get(id).and_then(|met| met.at);
-            self.peers.get(id).and_then(|peer| peer.paths.primary()).or_else(met).map(|at| at.ip())
+            let path = self.peers.get(id).and_then(|peer| peer.paths.primary()).map(|at| self.origin_of(at));
+            path.or_else(met).map(|at| at.ip())
         };
         let homes = found.into_iter().map(|(.., id)| id).filter(|id| machines.insert(place(id)));
         let mut homes: Vec<_> = homes.take(MAX_HOMES).collect();

@@ -7,6 +7,7 @@
 //! | sequential | sequential | the i-th datagram to their i-th next port, as they do |
 //! | independent | random | to two thousand ports, one after the other |
 //! | random | independent | from 192 fresh sockets: one of their ports will be guessed (the birthday problem); in the end from all again |
+//! | blocked | any | nothing, nor do they |
 //! | random | random or sequential | nothing: a path by chance would take minutes and fill both routers' tables |
 //!
 //! Everything is planned at once, datagram by datagram, and sent when it is due. What hits is authenticated traffic from a new
@@ -212,7 +213,7 @@ impl Node {
 
     /// What to send when, and through which sockets.
     fn plan(&mut self, ours: &Learnt, theirs: &Forecast, now: Instant) -> Option<(Vec<Probe>, BTreeSet<u16>)> {
-        use Forecast::{Independent, Random, Sequential};
+        use Forecast::{Blocked, Independent, Random, Sequential};
         let mut plan = Vec::new();
         let knock = now + OPENING_TIME;
         let birthday = now + HEAD_START;
@@ -269,6 +270,7 @@ impl Node {
                 Some((plan, sockets))
             }
             (Independent { .. }, Independent { .. }) | (Random { .. }, _) | (Sequential { .. }, Random { .. }) => None,
+            (Blocked, _) | (_, Blocked) => None,
         }
     }
 

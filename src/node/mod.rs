@@ -17,6 +17,7 @@
 //! | `relay` | two that cannot meet speak through others: our own ways |
 //! | `carry` | the same: what we carry for others |
 //! | `homes` | who can be asked for us when we cannot be met |
+//! | `streams` | where no UDP passes, TCP to somebody who relays |
 //! | `records` | records come and go: ours, gossip, sightings, conflicts |
 //! | `ledger` | who is expelled, who joined by which invite: said, heard, compared |
 //! | `operator` | what an operator asks |
@@ -25,12 +26,14 @@
 //! | `filtering` | whom our NAT lets in, tried by others for an operator |
 //! | `outside` | where others see us, kept true for both families |
 //! | `netcheck` | how this network treats us, asked for an operator |
+//! | `filter` | which rules of the packet filter concern whom |
 //! | `picture` | the Fib is drawn |
 
 mod carry;
 pub mod command;
 mod epochs;
 pub mod event;
+mod filter;
 mod filtering;
 mod frames;
 mod handshakes;
@@ -49,12 +52,13 @@ mod punch;
 mod records;
 mod relay;
 mod sessions;
+mod streams;
 mod survey;
 mod timers;
 mod why;
 
 pub use command::{Command, CommandId, ForwardingInfo, Reply};
-pub use event::{Deadline, Event, PeerChange, Punted, Reason, Transmit};
+pub use event::{Deadline, Event, PeerChange, Punted, Reason, StreamNews, StreamWish, Transmit};
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
@@ -74,6 +78,7 @@ use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
 use self::epochs::Epochs;
+use self::filter::PacketFilter;
 use self::filtering::Filtering;
 use self::frames::Frames;
 use self::hunt::Hunts;
@@ -85,6 +90,7 @@ use self::peer::Peer;
 use self::picture::Picture;
 use self::relay::Relays;
 use self::sessions::{CHECK_INTERVAL, GONE_AFTER};
+use self::streams::Streams;
 use self::survey::Surveys;
 use self::timers::{Timer, Timers};
 
@@ -127,7 +133,9 @@ pub struct Node {
     relays: Relays,
     surveys: Surveys,
     hunts: Hunts,
+    streams: Streams,
     picture: Picture,
+    filter: PacketFilter,
     timers: Timers,
     last_stamp: u64,
     outbox: VecDeque<Transmit>,
@@ -186,7 +194,9 @@ impl Node {
             relays: Relays::default(),
             surveys: Surveys::default(),
             hunts: Hunts::default(),
+            streams: Streams::default(),
             picture: Picture::default(),
+            filter: PacketFilter::default(),
             timers: Timers::default(),
             last_stamp: 0,
             outbox: VecDeque::new(),
@@ -244,7 +254,7 @@ impl Node {
         let endpoints: Vec<_> = endpoints.into_iter().filter(|endpoint| !self.is_overlay(endpoint.ip())).collect();
         let same = endpoints == self.own.endpoints && self.own.record().is_some();
         self.own.endpoints = endpoints;
-        self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+        self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening(self.config.tls))));
         if same {
             return;
         }
@@ -253,6 +263,7 @@ impl Node {
         self.surveys.clear();
         self.filtering.clear();
         self.forget_mtus(now);
+        self.streams.begin_anew();
         self.renew_record(now);
         self.probe_everybody(now);
     }
@@ -276,6 +287,11 @@ impl Node {
             Command::PingPaths { peer } => self.begin_path_ping(id, &peer, now),
             Command::Why { peer } => self.tell_why(id, &peer, now),
             Command::Netcheck => self.begin_netcheck(id, now),
+            Command::Filter => self.reply(id, Reply::Filter(self.filter_info())),
+            Command::LoadFilter { rules } => self.load_filter(id, &rules, now),
+            Command::TestFilter { from, to, protocol, port } => {
+                self.reply(id, self.test_filter(&from, to.as_deref(), &protocol, port));
+            }
             Command::State { statement } => self.declare(id, &statement, now),
             Command::Epoch { statement, secret } => self.begin_epoch(id, &statement, secret, now),
         }
@@ -316,6 +332,7 @@ impl Node {
                 Timer::Survey => self.tend_surveys(now),
                 Timer::Hunt(peer) => self.hunt(peer, now),
                 Timer::Mtu(peer) => self.tend_mtu(peer, now),
+                Timer::Streams => self.tend_streams(now),
                 Timer::Lookup(id) => self.handle_not_found(id),
                 Timer::Pings => self.expire_pings(now),
                 Timer::Netcheck => self.tend_netcheck(now),

@@ -14,7 +14,7 @@ use crate::nat::observe::is_local;
 use crate::nat::{Candidate, Mapping};
 use crate::session::handshake::Initiator;
 use crate::wire::message::Forecast;
-use crate::wire::relay::channel_behind;
+use crate::wire::relay::is_discard;
 use crate::wire::socket::{split, through};
 
 use super::command::{CommandId, HairpinInfo, NetcheckInfo, ObserverInfo, RelayingInfo, Reply, UdpInfo};
@@ -170,7 +170,10 @@ impl Node {
     /// Whether nothing comes back by UDP, though members were tried that are there, as the directory knows by TCP.
     pub(super) fn is_udp_blocked(&self, now: Instant) -> bool {
         let heard = self.netchecks.heard.unwrap_or(self.clock.start);
-        if self.peers.values().any(|peer| peer.is_direct()) || now < heard + SILENCE {
+        if self.lacks_udp() {
+            return true;
+        }
+        if self.peers.values().any(|peer| peer.is_direct() && peer.stream().is_none()) || now < heard + SILENCE {
             return false;
         }
         let tried = |peer: &&Peer| last_tried(peer).is_some_and(|at| at > heard);
@@ -188,7 +191,7 @@ impl Node {
         let is_global_ipv6 = |at: &SocketAddr| at.is_ipv6() && !is_local(at.ip());
         let answers = |candidate: &Candidate| {
             candidate.answered.is_some()
-                && channel_behind(&candidate.endpoint).is_none()
+                && !is_discard(&candidate.endpoint)
                 && is_global_ipv6(&split(candidate.endpoint).1)
         };
         let mtus = self.peers.values().filter(|peer| peer.current.is_some()).filter_map(Peer::path_mtu);
@@ -210,6 +213,7 @@ impl Node {
                 heard: self.netchecks.heard.map(ago),
                 tried: self.peers.values().filter_map(last_tried).max().map(ago),
             },
+            streams: self.stream_infos(),
             relays: of.into_iter().map(|(id, members)| RelayingInfo { name: self.name_of(id), members }).collect(),
             relayed_pairs,
             mtu: self.config.mtu,
@@ -227,7 +231,15 @@ impl Node {
         if info.endpoints.is_empty() {
             advice.push("this machine has no address outside the mesh: plug it in somewhere".to_owned());
         }
-        if info.udp.blocked {
+        let through: Vec<_> =
+            info.streams.iter().filter(|stream| stream.dialled).map(|stream| stream.name.as_str()).collect();
+        if info.udp.blocked && !through.is_empty() {
+            advice.push(format!(
+                "no UDP passes here, so everything goes by TCP to {}, which is slower; have UDP port {port} opened for this machine, or \
+                 use another network",
+                through.join(" and ")
+            ));
+        } else if info.udp.blocked {
             advice.push(format!(
                 "no UDP comes back, though members answer by TCP: this network blocks it, or theirs do; have UDP port {port} opened for this machine, or use another network"
             ));
@@ -264,5 +276,5 @@ impl Node {
 /// When an initiation or a probe last went to a member without a relay.
 fn last_tried(peer: &Peer) -> Option<Instant> {
     let candidates = peer.paths.candidates().into_iter();
-    candidates.filter(|candidate| channel_behind(&candidate.endpoint).is_none()).filter_map(|it| it.tried).max()
+    candidates.filter(|candidate| !is_discard(&split(candidate.endpoint).1)).filter_map(|it| it.tried).max()
 }

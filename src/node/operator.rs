@@ -11,11 +11,13 @@ use crate::identity::PeerId;
 use crate::wire::Message;
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
+use crate::wire::stream::number_behind;
 
 use super::Node;
 use super::command::{CommandId, ForwardingInfo, LookupInfo, PeerInfo, PongInfo, Reply, StationInfo, Status};
 use super::event::Event;
 use super::frames::LOOKUP_PATIENCE;
+use super::streams::with_tls;
 use super::timers::Timer;
 
 /// How long a ping may take, handshake included.
@@ -53,7 +55,7 @@ impl Node {
             ipv6: self.own.ipv6,
             device: String::new(),
             forwarding: ForwardingInfo::default(),
-            endpoints: self.own.endpoints.clone(),
+            endpoints: with_tls(&self.own.endpoints, self.config.tls),
             seen_at: self.own.reflexive.clone(),
             mapped: self.own.mapped.believed().to_vec(),
             mappings: Vec::new(),
@@ -90,6 +92,7 @@ impl Node {
         let peer = self.peers.get(&record.peer());
         let session = peer.and_then(|peer| peer.current.as_ref());
         let path = match peer {
+            Some(peer) if peer.stream().is_some() => "stream",
             Some(peer) if peer.is_direct() => "direct",
             Some(peer) if peer.current.is_some() => "relayed",
             Some(peer) if peer.is_promising() => "idle",
@@ -224,7 +227,13 @@ impl Node {
     /// Where an endpoint is in the underlay, whatever our socket: at the relay, if it is a channel's.
     pub(super) fn underlay(&self, endpoint: SocketAddr) -> SocketAddr {
         let relay = channel_behind(&endpoint).and_then(|channel| self.via(channel)).map(|(relay, _)| relay);
-        split(relay.unwrap_or(endpoint)).1
+        self.origin_of(relay.unwrap_or(endpoint))
+    }
+
+    /// Who is behind an endpoint, whatever our socket: the other end, if it is a stream's.
+    pub(super) fn origin_of(&self, endpoint: SocketAddr) -> SocketAddr {
+        let place = number_behind(&endpoint).and_then(|number| self.streams.place(number));
+        place.unwrap_or_else(|| split(endpoint).1)
     }
 
     pub(super) fn name_of(&self, id: PeerId) -> String {
@@ -264,7 +273,7 @@ impl Node {
     }
 
     /// The member that `text` names: a peer id, a name, a MAC or an overlay address.
-    fn resolve(&self, text: &str) -> Option<PeerId> {
+    pub(super) fn resolve(&self, text: &str) -> Option<PeerId> {
         if let Ok(peer) = text.parse::<PeerId>() {
             return (self.roster.get(&peer).is_some() || peer == self.own.peer).then_some(peer);
         }

@@ -9,6 +9,8 @@ use crate::dht::{Record, Verified};
 use crate::identity::{Mac, NetworkId, PeerId, UnixSeconds, ula_address};
 use crate::nat::Claims;
 
+use super::streams::with_tls;
+
 /// Our own record and what it is made of.
 pub(super) struct Own {
     pub(super) peer: PeerId,
@@ -72,6 +74,7 @@ impl Own {
             ipv6: self.ipv6,
             endpoints: self.candidates(),
             homes: self.homes.clone(),
+            tls: config.tls,
             sequence: self.sequence,
             expires: now + RECORD_LIFETIME,
         };
@@ -93,9 +96,10 @@ impl Own {
         addresses.chain(&outside).copied().collect()
     }
 
-    /// Where the directory is reached: at our addresses, and at what the gateway lets in.
-    pub(super) fn listening(&self) -> Vec<SocketAddr> {
-        self.endpoints.iter().chain(self.mapped.believed()).copied().collect()
+    /// Where the directory is reached: at our addresses, and at what the gateway lets in; `tls` says whether in TLS too.
+    pub(super) fn listening(&self, tls: bool) -> Vec<SocketAddr> {
+        let plain: Vec<_> = self.endpoints.iter().chain(self.mapped.believed()).copied().collect();
+        with_tls(&plain, tls)
     }
 
     /// Somebody holds a record of ours with `sequence`: the next one must be greater.

@@ -37,6 +37,8 @@ pub(super) struct Peer {
     /// From its record, else from a sighting or an invite; handshakes fail if it is a lie.
     pub(super) noise: Option<NoisePublic>,
     pub(super) paths: PathAgent,
+    /// Whether it takes streams in TLS at port 443, by its record or an invite.
+    pub(super) tls: bool,
     /// The session we send with.
     pub(super) current: Option<Arc<Transport>>,
     /// Those before, the latest first, for datagrams still on their way: at most [`MAX_OLDER`].
@@ -111,6 +113,7 @@ impl Peer {
             share,
             noise: None,
             paths: PathAgent::default(),
+            tls: false,
             current: None,
             older: Vec::new(),
             next: None,

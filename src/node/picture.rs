@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dht::{Record, Verified};
+use crate::identity::Roles;
 use crate::switch::{Fib, FibPeer};
 use crate::wire::relay::channel_behind;
 
@@ -82,6 +83,7 @@ impl Node {
         }
         fib.channels = self.channels().collect();
         fib.neighbors = self.roster.neighbors();
+        self.draw_filter(&mut fib);
         Some(Arc::new(fib))
     }
 
@@ -102,6 +104,8 @@ impl Node {
             via,
             path_payload: mtu.payload(endpoint),
             expected_payload: mtu.expected_payload(endpoint),
+            serves: record.membership().roles().contains(Roles::BRIDGE),
+            clauses: None,
         }
     }
 }

@@ -78,7 +78,7 @@ impl Node {
             peer.account.direct.get_or_insert(now);
             (peer.punched, peer.punches) = (None, 0);
             peer.exchange = None;
-            return;
+            return self.try_udp(id, now);
         }
         peer.account.direct = None;
         self.keep_relays(id, now);

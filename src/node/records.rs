@@ -1,18 +1,19 @@
 //! Records come and go: ours is signed, renewed and pushed; others' are judged, taken in, expired.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use crate::dht::membership::{Change, RosterError};
 use crate::dht::record::RECORD_LIFETIME;
 use crate::dht::{self, LookupKey, Record, RecordError, Sighting, Verified};
-use crate::identity::{ChainError, PeerId, UnixSeconds};
+use crate::identity::{ChainError, NoisePublic, PeerId, UnixSeconds};
 use crate::nat::Origin;
 use crate::switch::neighbor::announcement;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
 use super::event::Event;
+use super::streams::with_tls;
 use super::timers::Timer;
 
 /// Our record is renewed at a third of its life, or a little later: so that one failed renewal harms nobody, nor an hour
@@ -45,14 +46,14 @@ impl Node {
                     if let Ok(record) = Verified::check(&bytes, &self.network, at)
                         && self.ledger.verdict(&record.chain).is_ok()
                     {
-                        self.remember(record.peer(), record.noise, &record.endpoints);
+                        self.remember(record.peer(), record.noise, &record.endpoints, record.tls);
                     }
                 }
                 Err(error) => tracing::debug!(%error, "kept record refused"),
             }
         }
         for contact in std::mem::take(&mut self.config.contacts) {
-            self.remember(contact.peer, contact.noise, &contact.endpoints);
+            self.remember(contact.peer, contact.noise, &contact.endpoints, contact.tls);
         }
         let taken = self.roster.find(&LookupKey::Ip(IpAddr::V4(self.own.ipv4.address))).map(Verified::peer);
         if !self.own.ipv4.fixed && taken.is_some_and(|owner| owner != self.own.peer) {
@@ -64,15 +65,16 @@ impl Node {
     }
 
     /// A member may be at these endpoints; it is tried when our own endpoints are known.
-    fn remember(&mut self, id: PeerId, noise: crate::identity::NoisePublic, endpoints: &[std::net::SocketAddr]) {
+    fn remember(&mut self, id: PeerId, noise: NoisePublic, endpoints: &[SocketAddr], tls: bool) {
         let Some(peer) = self.peer_entry(id) else { return };
         peer.noise.get_or_insert(noise);
         peer.paths.set_candidates(Origin::Remembered, endpoints);
-        self.dial(id, endpoints.to_vec(), Vec::new());
+        peer.tls = tls;
+        self.dial(id, with_tls(endpoints, tls), Vec::new());
     }
 
     /// The control network may find a member there, or ask for it at its home relays.
-    pub(super) fn dial(&mut self, peer: PeerId, endpoints: Vec<std::net::SocketAddr>, homes: Vec<PeerId>) {
+    pub(super) fn dial(&mut self, peer: PeerId, endpoints: Vec<SocketAddr>, homes: Vec<PeerId>) {
         self.events.push_back(Event::Directory(dht::Command::Dial { peer, endpoints, homes }));
     }
 
@@ -157,6 +159,7 @@ impl Node {
         }
         let (noise, endpoints, name) = (record.noise, record.endpoints.clone(), record.name().clone());
         let homes = record.homes.clone();
+        let tls = record.tls;
         let over = until_over(record.ends(), unix);
         let ours = LookupKey::Ip(IpAddr::V4(self.own.ipv4.address));
         let rival = record.ipv4.address == self.own.ipv4.address
@@ -177,7 +180,8 @@ impl Node {
         peer.noise = Some(noise);
         if matches!(change, Change::New | Change::Updated) {
             peer.paths.set_candidates(Origin::Record, &endpoints);
-            self.dial(id, endpoints, homes);
+            peer.tls = tls;
+            self.dial(id, with_tls(&endpoints, tls), homes);
             self.timers.set_if_earlier(Timer::Persist, now + PERSIST_AFTER);
             self.redraw(now);
             self.tell_kernel(id);

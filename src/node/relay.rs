@@ -38,6 +38,9 @@ const MAX_CIRCUITS: usize = 256;
 /// A relay that has refused is not asked for the same peer for so long, unless it says that it has met it by then.
 pub(super) const REFUSED_FOR: Duration = Duration::from_secs(30);
 
+/// Members that have started together have met by then.
+const SETTLE: Duration = Duration::from_secs(2);
+
 /// One that was no better than those we have is not tried again for so long.
 const TRIED_FOR: Duration = Duration::from_secs(600);
 
@@ -93,6 +96,17 @@ impl Relays {
     /// Whether a channel at which we are addressed has this number.
     fn has(&self, channel: u32) -> bool {
         self.circuits.contains_key(&channel) || self.carried.has(channel)
+    }
+
+    /// Whether `relay` has said that it does not lead to `peer`, and not just now: both may be about to meet.
+    pub(super) fn has_refused(&self, relay: PeerId, peer: PeerId, now: Instant) -> bool {
+        let until = self.refused.get(&(relay, peer));
+        until.is_some_and(|until| now < *until && now + REFUSED_FOR >= *until + SETTLE)
+    }
+
+    /// Whether a way that we have asked for leads to `peer`, as far as we know.
+    pub(super) fn lead_to(&self, peer: PeerId, now: Instant) -> bool {
+        self.asked_for(peer).any(|(_, circuit)| circuit.out.is_some() && !circuit.retired && !circuit.is_overdue(now))
     }
 
     fn circuits_to(&self, peer: PeerId) -> impl Iterator<Item = (u32, &Circuit)> {

@@ -12,8 +12,9 @@ use crate::nat::mtu::BASE_PAYLOAD;
 use crate::session::Transport;
 use crate::session::transport::REST;
 use crate::switch::{seal_message, seal_padded};
-use crate::wire::relay::channel_behind;
+use crate::wire::relay::{channel_behind, is_discard};
 use crate::wire::socket::split;
+use crate::wire::stream::is_guest;
 use crate::wire::{DropReason, Message};
 
 use super::Node;
@@ -88,6 +89,7 @@ impl Node {
         } else if unanswered || deaf && peer.paths.is_unanswered() {
             if deaf {
                 self.seek_relays(id, now);
+                self.seek_stream(id, true, now);
             }
             if deaf && !direct {
                 self.timers.set_if_earlier(Timer::Session(id), now + ANSWER_TIME);
@@ -157,7 +159,7 @@ impl Node {
     }
 
     /// What may choose a path is as long as a handshake: who answers that can be sent data.
-    fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
+    pub(super) fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
         self.probe_with(id, wanted, seal_probe, now);
     }
 
@@ -209,6 +211,7 @@ impl Node {
             Ok(message) => message,
             Err(_) => return self.counters.count(DropReason::InnerMalformed),
         };
+        self.note_source(id, source, now);
         match message {
             Message::Ping { nonce } => {
                 // What answers may become the peer's primary, so its socket must stay; a notice tells of one hit among several.
@@ -252,7 +255,7 @@ impl Node {
     }
 
     fn handle_pong(&mut self, id: PeerId, nonce: u64, observed: SocketAddr, source: SocketAddr, now: Instant) {
-        if channel_behind(&source).is_none() {
+        if !is_discard(&split(source).1) {
             self.netchecks.note_heard(now);
         }
         if self.answer_survey(id, nonce, observed, now)
@@ -270,6 +273,7 @@ impl Node {
         if changed {
             tracing::debug!(peer = %id, endpoint = %source, ?rtt, "new primary");
             self.redraw(now);
+            self.note_path(id, source, now);
             self.tend_mtu(id, now);
         }
         self.note_observation(id, source, observed, now);
@@ -277,8 +281,8 @@ impl Node {
 
     /// A peer at `source` sees us at `observed`.
     fn note_observation(&mut self, id: PeerId, source: SocketAddr, observed: SocketAddr, now: Instant) {
-        // Through a relay it saw the relay, and another socket is not where others are to go.
-        if self.is_overlay(observed.ip()) || channel_behind(&source).is_some() || split(source).0 != 0 {
+        // Through a relay it saw the relay, by a stream that; and another socket is not where others are to go.
+        if self.is_overlay(observed.ip()) || is_discard(&source) {
             return;
         }
         self.observations.note(id, source, observed, now);
@@ -296,7 +300,7 @@ impl Node {
         }
         if mapped {
             tracing::debug!(mapped = ?self.own.mapped.believed(), "let in by the gateway");
-            self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening())));
+            self.events.push_back(Event::Directory(dht::Command::Listening(self.own.listening(self.config.tls))));
         }
         if (moved || mapped) && self.own.record().is_some() {
             self.reconsider_homes(now);
@@ -315,6 +319,12 @@ impl Node {
             return;
         }
         let primary = peer.paths.primary();
+        // Who has dialled us chooses among its streams, and TCP leads back: else what it has relayed came from a foreign place.
+        if is_guest(&endpoint) && primary.as_ref().is_some_and(is_guest) {
+            peer.paths.adopt(endpoint, now);
+            self.note_path(id, endpoint, now);
+            return self.redraw(now);
+        }
         let relayed = |endpoint: Option<SocketAddr>| endpoint.as_ref().and_then(channel_behind).is_some();
         let between_relays = relayed(primary) && relayed(Some(endpoint));
         // In a crowd each new one pushes out another, which is new again with its next datagram: probes would beget probes.
@@ -354,6 +364,7 @@ impl Node {
     pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
         self.forget_sessions(id);
         self.close_channels(id, now);
+        self.hang_up_on(id);
         self.surveys.forget(id);
         self.hunts.forget(id);
         self.tidy_sockets();

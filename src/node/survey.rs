@@ -172,6 +172,9 @@ impl Node {
         if std::mem::replace(&mut exchange.surveyed, true) {
             return;
         }
+        if self.lacks_udp() {
+            return self.learn(id, Forecast::Blocked, 0, now);
+        }
         let untranslated = self.observations.mapping(&self.own.endpoints, false) == Mapping::Untranslated;
         let believed = self.surveys.independent.filter(|(at, _)| now < *at + BELIEVED).map(|(_, by)| by);
         if (untranslated || believed.is_some())
@@ -389,12 +392,16 @@ impl Node {
         let places = (0..).zip(&survey.places);
         let told = places.filter_map(|(nth, place)| Some(Told { nth, by: place.at.ip(), seen: place.seen? }));
         let told: Vec<_> = told.collect();
-        let forecast = forecast(&told).and_then(|(forecast, nth)| {
+        let forecast = forecast(&told, survey.places.len() as i32).and_then(|(forecast, nth)| {
             let by = survey.places.get(nth as usize)?.observer;
             match forecast {
                 // Others are to knock at the first socket.
                 Forecast::Independent { .. } => Some((Forecast::Independent { at: self.seen_at(Some(by))? }, by)),
-                Forecast::Sequential { .. } | Forecast::Random { .. } => Some((forecast, by)),
+                // A peer would send two thousand datagrams there, so it must not be one member's word against another's.
+                Forecast::Random { near } => {
+                    self.observations.agree_on(near.ip(), &self.own.endpoints).then_some((forecast, by))
+                }
+                Forecast::Sequential { .. } | Forecast::Blocked => Some((forecast, by)),
             }
         });
         if let Some((forecast, by)) = forecast {
@@ -450,12 +457,16 @@ impl Node {
             peer.account.theirs = Some((forecast, now));
         }
         let at = match forecast {
-            Forecast::Independent { at } => at,
-            Forecast::Sequential { last, .. } => last,
-            Forecast::Random { near } => near,
+            Forecast::Independent { at } => Some(at),
+            Forecast::Sequential { last, .. } => Some(last),
+            Forecast::Random { near } => Some(near),
+            Forecast::Blocked => None,
         };
         // Or a member could have us knock at a stranger's by the thousand.
-        let its_own = |peer: &super::Peer| peer.paths.endpoints().iter().any(|known| split(*known).1.ip() == at.ip());
+        let its_own = |peer: &super::Peer| {
+            let known = peer.paths.endpoints();
+            at.is_none_or(|at| known.iter().any(|known| split(*known).1.ip() == at.ip()))
+        };
         if !self.peers.get(&id).is_some_and(its_own) {
             return self.counters.count(DropReason::InnerMalformed);
         }

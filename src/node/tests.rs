@@ -53,6 +53,7 @@ fn config(root: u8, n: u8) -> NodeConfig {
         mtu: DEFAULT_MTU,
         boots: 0,
         relaying: crate::config::Relaying::default(),
+        tls: false,
         hardware_aes: true,
         contacts: Vec::new(),
         known_records: Vec::new(),
@@ -228,7 +229,12 @@ impl Lan {
                 Event::Addresses { notice, .. } => host.notices.extend(notice),
                 Event::MembershipEnded => host.ended = true,
                 Event::Expelled(_) => host.ended = true,
-                Event::Persist(_) | Event::Keep(_) | Event::Secrets(_) | Event::Witnesses(_) | Event::Sockets(_) => (),
+                Event::Persist(_)
+                | Event::Keep(_)
+                | Event::Secrets(_)
+                | Event::Witnesses(_)
+                | Event::Sockets(_)
+                | Event::Stream(_) => (),
             }
         }
     }
@@ -651,6 +657,7 @@ fn sockets_through_which_a_peer_was_answered_stay_open() {
         | Event::Persist(_)
         | Event::Keep(_)
         | Event::Witnesses(_)
+        | Event::Stream(_)
         | Event::MembershipEnded
         | Event::Secrets(_)
         | Event::Expelled(_)

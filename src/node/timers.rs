@@ -25,6 +25,8 @@ pub(super) enum Timer {
     Hunt(PeerId),
     /// The length of what the path to a peer carries is to be looked at.
     Mtu(PeerId),
+    /// A stream may lead nowhere, or not be needed any more.
+    Streams,
     /// Frames have waited long enough for a directory answer.
     Lookup(QueryId),
     /// Operator's pings are to be given up.
@@ -51,7 +53,9 @@ impl Timer {
     fn reason(self) -> Reason {
         match self {
             Self::Handshake(_) | Self::Reconnect(_) => Reason::Handshake,
-            Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) | Self::Mtu(_) => Reason::Session,
+            Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) | Self::Mtu(_) | Self::Streams => {
+                Reason::Session
+            }
             Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
             Self::Renew | Self::Homes | Self::Expire | Self::Persist | Self::Keep | Self::Witness => Reason::Records,
             Self::Fib => Reason::Fib,

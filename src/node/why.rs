@@ -12,8 +12,9 @@ use crate::nat::forecast::{FORESEEN, around, foreseen};
 use crate::nat::observe::is_local;
 use crate::nat::{Mapping, Origin};
 use crate::wire::message::Forecast;
-use crate::wire::relay::channel_behind;
+use crate::wire::relay::{channel_behind, is_discard};
 use crate::wire::socket::split;
+use crate::wire::stream::number_behind;
 
 use super::command::{CandidateInfo, CommandId, ForecastInfo, NatInfo, PathReason, PeerInfo, Reply, WhyInfo};
 use super::hunt::GUESSES;
@@ -59,14 +60,14 @@ impl Account {
         // Any socket of ours may be hit, the first too, which knocks all the time.
         let in_time = self.direct.is_none_or(|since| since < at + NOTICED);
         let ours_was_hit = match ours {
-            Forecast::Independent { .. } => None,
+            Forecast::Independent { .. } | Forecast::Blocked => None,
             _ if number == 0 && !in_time => None,
             Forecast::Sequential { .. } => Some(PathReason::DirectPredicted),
             Forecast::Random { .. } => Some(PathReason::DirectGuessed),
         };
         let theirs_was_hit = || match theirs {
             _ if named || number != 0 => None,
-            Forecast::Independent { .. } => None,
+            Forecast::Independent { .. } | Forecast::Blocked => None,
             Forecast::Sequential { last, step } => (1..=FORESEEN)
                 .any(|nth| foreseen(last, step, nth) == Some(there))
                 .then_some(PathReason::DirectPredicted),
@@ -127,6 +128,7 @@ impl Node {
     fn reason(&self, peer: &Peer, now: Instant) -> PathReason {
         match (&peer.current, peer.paths.primary()) {
             (Some(_), Some(primary)) if channel_behind(&primary).is_some() => self.why_relayed(peer, now),
+            (Some(_), Some(primary)) if number_behind(&primary).is_some() => PathReason::DirectStream,
             (Some(_), Some(primary)) => {
                 let candidates = peer.paths.candidates();
                 let named = |origins: &[Origin]| {
@@ -151,6 +153,7 @@ impl Node {
         let ours = peer.account.ours.map(|(forecast, _)| forecast);
         let theirs = peer.account.theirs.map(|(forecast, _)| forecast);
         match (ours, theirs) {
+            _ if self.lacks_udp() || theirs == Some(Forecast::Blocked) => PathReason::RelayedUdpBlocked,
             _ if !self.can_send_to(peer) => PathReason::RelayedNoCandidates,
             _ if self.hunts.is_running(peer.id) => PathReason::RelayedHunting,
             // Whatever the NATs are said to do, a mere knock may help.
@@ -186,13 +189,13 @@ impl Node {
 
     /// Whether any endpoint of a peer is one to which we could send at all, without a relay.
     fn can_send_to(&self, peer: &Peer) -> bool {
-        let endpoints = peer.paths.endpoints().into_iter().filter(|endpoint| channel_behind(endpoint).is_none());
+        let endpoints = peer.paths.endpoints().into_iter().filter(|endpoint| !is_discard(&split(*endpoint).1));
         endpoints.map(|endpoint| split(endpoint).1.ip()).any(|there| self.leads_to(there) && !self.is_overlay(there))
     }
 
     /// Whether an address of ours is of the kind that gets there. IPv6 is not translated, or we were seen elsewhere: who has
     /// none but of its own site gets no further.
-    fn leads_to(&self, there: IpAddr) -> bool {
+    pub(super) fn leads_to(&self, there: IpAddr) -> bool {
         let own = self.own.endpoints.iter().chain(&self.own.reflexive).map(SocketAddr::ip);
         let mut own = own.filter(|own| own.is_ipv6() == there.is_ipv6());
         match there {
@@ -229,7 +232,7 @@ impl Node {
     /// Where an endpoint is in the underlay; `None` if it is a channel's, and the relay has not opened it or is gone.
     pub(super) fn place(&self, endpoint: SocketAddr) -> Option<SocketAddr> {
         let place = self.underlay(endpoint);
-        channel_behind(&place).is_none().then_some(place)
+        (!is_discard(&place)).then_some(place)
     }
 
     /// The name of the relay behind an endpoint, if it is a channel's.
@@ -256,9 +259,10 @@ impl Node {
 
 pub(super) fn forecast_info((forecast, at): (Forecast, Instant), now: Instant) -> ForecastInfo {
     let (mapping, ports, endpoint) = match forecast {
-        Forecast::Independent { at } => ("endpoint-independent", None, at),
-        Forecast::Sequential { last, .. } => ("endpoint-dependent", Some("sequential"), last),
-        Forecast::Random { near } => ("endpoint-dependent", Some("random"), near),
+        Forecast::Independent { at } => ("endpoint-independent", None, Some(at)),
+        Forecast::Sequential { last, .. } => ("endpoint-dependent", Some("sequential"), Some(last)),
+        Forecast::Random { near } => ("endpoint-dependent", Some("random"), Some(near)),
+        Forecast::Blocked => ("udp-blocked", None, None),
     };
     let age = now.saturating_duration_since(at).as_secs();
     ForecastInfo { mapping: mapping.to_owned(), ports: ports.map(str::to_owned), at: endpoint, age }
@@ -284,6 +288,10 @@ fn because(reason: PathReason, member: &PeerInfo, account: &Account) -> String {
         PathReason::DirectGuessed => {
             let whose = whose(|forecast| matches!(forecast, Forecast::Random { .. }));
             format!("{name} answers{at}: {whose} ports by chance, and one was found by guessing")
+        }
+        PathReason::DirectStream => format!("{name} is reached by TCP{at}: no UDP passes between the two"),
+        PathReason::RelayedUdpBlocked => {
+            format!("no UDP passes on one side or on both; {relayed}, who has TCP from there")
         }
         PathReason::RelayedBothRandom => {
             format!("both NATs give ports by chance, so no direct path is possible; {relayed}")

@@ -176,6 +176,9 @@ impl Egress {
             }
             return Judgement::Verdict(self.flood(fib, batch, index, now));
         }
+        if let Some(filter) = &fib.filter {
+            filter.note(batch.bytes(index), &head, now);
+        }
         let known = last.filter(|(mac, _)| *mac == head.destination).map(|(_, peer)| peer);
         let Some(peer) = known.or_else(|| fib.stations.get(&head.destination).copied()) else {
             let verdict = match self.unknown.take(len, now) {

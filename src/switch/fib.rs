@@ -10,6 +10,7 @@ use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
 use crate::wire::message::{HEADROOM, TAILROOM};
 
+use super::filter::{Clause, Filter};
 use super::meter::Meter;
 
 /// One member, as forwarding sees it.
@@ -29,6 +30,10 @@ pub struct FibPeer {
     pub path_payload: usize,
     /// What that will probably be once the path has been searched: TCP asks once only, so it is told this.
     pub expected_payload: usize,
+    /// Whether it may speak as DHCP server and router: it has the role `bridge`, for whatever is behind it.
+    pub serves: bool,
+    /// Which of its packets the filter lets in; `None`: all.
+    pub clauses: Option<Arc<[Clause]>>,
 }
 
 impl FibPeer {
@@ -81,6 +86,8 @@ pub struct Fib {
     pub neighbors: Arc<BTreeMap<IpAddr, Mac>>,
     /// Whether any member has no live session, so that a flood does not reach everybody at once.
     pub cold: bool,
+    /// What the filters of all peers share; `None` where nothing is filtered.
+    pub filter: Option<Arc<Filter>>,
 }
 
 impl Fib {
@@ -95,6 +102,7 @@ impl Fib {
             channels: HashMap::new(),
             neighbors: Arc::default(),
             cold: false,
+            filter: None,
         }
     }
 

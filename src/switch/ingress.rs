@@ -19,8 +19,8 @@ use super::fib::{Channel, Fib, FibPeer};
 use super::flood::Budgets;
 use super::forwarder::{Notice, Notices};
 use super::fragment::{Kept, Piece, Reassembly, Whole};
-use super::neighbor;
 use super::seal::is_usual;
+use super::{neighbor, service};
 
 /// Datagrams from the underlay, on their way in.
 #[derive(Debug, Default)]
@@ -272,6 +272,16 @@ impl Ingress {
         }
         if neighbor::is_forged(frame, &fib.neighbors) {
             return Verdict::Drop(DropReason::ForgedBinding);
+        }
+        if !peer.serves
+            && let Some(refusal) = service::refusal(frame, &head)
+        {
+            return Verdict::Drop(refusal);
+        }
+        if let (Some(filter), Some(clauses)) = (&fib.filter, &peer.clauses)
+            && !filter.admits(clauses, frame, &head, now)
+        {
+            return Verdict::Drop(DropReason::Filtered);
         }
         let len = frame.len();
         if outer != Ecn::NotCapable && !ecn::decapsulate(outer, frame, &head) {

@@ -8,7 +8,8 @@
 //! Around them: [`neighbor`] answers ARP and neighbour discovery from records and refuses forgeries, [`flood`] budgets
 //! what is copied to everybody, [`seal`] turns frames into datagrams, cuts those that a path is too narrow for and
 //! bundles small ones, [`fragment`] puts cut ones together again, `mss` sees to it that TCP need not be cut, [`meter`] bounds
-//! what is relayed.
+//! what is relayed, `service` DHCP servers and routers
+//! that nobody asked for, [`filter`] what the operator does not want.
 //!
 //! Stations come from signed records alone: one MAC for a member, so there is nothing to learn and nothing to poison. A
 //! learning table will stand beside [`fib`] as `fdb`, and only for members with the role `bridge`: what is learned behind
@@ -16,6 +17,7 @@
 
 pub mod egress;
 pub mod fib;
+pub mod filter;
 pub mod flood;
 pub mod forwarder;
 pub mod fragment;
@@ -23,7 +25,9 @@ pub mod ingress;
 pub mod meter;
 mod mss;
 pub mod neighbor;
+mod packet;
 pub mod seal;
+mod service;
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -83,6 +83,8 @@ pub(super) fn meet(fib: &mut Fib, n: u8, transport: Option<Arc<Transport>>) {
         via: None,
         path_payload: 1452,
         expected_payload: 1452,
+        serves: false,
+        clauses: None,
     });
 }
 

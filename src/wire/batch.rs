@@ -107,6 +107,12 @@ drop_reasons! {
     NotForUs = "not-for-us",
     /// An ARP or neighbour-discovery frame that binds an address against the signed records.
     ForgedBinding = "forged-binding",
+    /// What only a DHCP server sends, from a member without the role for it.
+    RogueDhcp = "rogue-dhcp",
+    /// A router advertisement or redirect from a member without the role for it.
+    RogueRouter = "rogue-router",
+    /// A frame that the packet filter does not let in.
+    Filtered = "filtered",
     /// A datagram that a router marked as congested around a frame that asked for losses instead (RFC 6040).
     Congestion = "congestion",
     /// A superframe from the TAP that makes no sense.
@@ -137,6 +143,12 @@ drop_reasons! {
     RecordRefused = "record-refused",
     /// A record whose MAC another key holds already.
     RecordConflict = "record-conflict",
+    /// A datagram for a stream that is not there, or whose other end takes them too slowly.
+    StreamFull = "stream-full",
+    /// A connection that did not prove to be a stream of this network in time, or announced what no member sends.
+    StreamStranger = "stream-stranger",
+    /// A connection beyond those that are taken, of one source or in all.
+    StreamLimit = "stream-limit",
     /// The operating system refused to send.
     SendFailed = "send-failed",
     /// The operating system refused a frame.

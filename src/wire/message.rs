@@ -168,6 +168,8 @@ pub enum Forecast {
         /// One of them.
         near: SocketAddr,
     },
+    /// It lets no UDP pass.
+    Blocked,
 }
 
 /// What lies between one end of a relayed path and the other.

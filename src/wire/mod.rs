@@ -12,6 +12,7 @@ pub mod header;
 pub mod message;
 pub mod relay;
 pub mod socket;
+pub mod stream;
 
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;

@@ -147,6 +147,14 @@ impl Home {
         self.provider.run(&format!("ip route replace unreachable {}", other.outside)).map(drop)
     }
 
+    /// From now on everything gets out: the hotel's network was left for another, or its owner had a word with somebody.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn unblock(&self) -> Result<()> {
+        self.gate.run("nft flush chain ip box stop").map(drop)
+    }
+
     /// What the outermost box remembers, one flow a line.
     ///
     /// # Errors
@@ -225,7 +233,6 @@ fn add_ipv6(machine: &Laptop, device: &str, address: Ipv6Addr) -> Result<()> {
 /// the provider is on the switch, and the network inside.
 fn lay_ipv6(provider: &Laptop, gate: &Laptop, laptop: &Laptop, number: u8) -> Result<(Ipv6Addr, Ipv6Addr)> {
     let (via, inside) = (ipv6(0, PROVIDERS + number), 100 + number);
-    add_ipv6(provider, "core", via)?;
     add_ipv6(provider, "eth0", ipv6(number, 2))?;
     add_ipv6(gate, "eth0", ipv6(number, 1))?;
     add_ipv6(gate, "home", ipv6(inside, 1))?;
@@ -254,6 +261,7 @@ fn home(lab: &mut Lab, name: &str, kind: &Kind, number: u8) -> Result<Home> {
     run(&format!("ip link add core-{} type veth peer name core netns {}", provider.name, provider.name))?;
     run(&format!("ip link set core-{} master switch up", provider.name))?;
     provider.plug_in("core", via)?;
+    add_ipv6(&provider, "core", ipv6(0, PROVIDERS + number))?;
     provider.run("sysctl -qw net.ipv4.ip_forward=1")?;
     let inner = match kernel.carrier {
         None => gate.clone(),
@@ -334,7 +342,8 @@ fn rules(kernel: &Kernel, outside: Ipv4Addr) -> String {
         chain("through", "filter hook forward priority filter", "iifname eth0 ct state new ct status & dnat == 0 drop");
     }
     if !kernel.passes_udp {
-        chain("stop", "filter hook forward priority filter - 1", "meta l4proto udp drop");
+        let web = if kernel.only_443 { "\n iifname home tcp dport != 443 drop" } else { "" };
+        chain("stop", "filter hook forward priority filter - 1", &format!("meta l4proto udp drop{web}"));
     }
     // As long as a kernel remembers a flow that was answered.
     let memory = "flags dynamic,timeout\n timeout 2m\n size 65536";

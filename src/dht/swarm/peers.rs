@@ -231,16 +231,8 @@ impl Directory {
             self.peers.connected.insert(peer, fresh);
             self.say_hello(peer);
         }
-        if way == Way::Circuit {
-            return;
-        }
-        if let Some(target) = self.peers.targets.get_mut(&peer) {
+        if let Some(target) = self.peers.targets.get_mut(&peer).filter(|_| way != Way::Circuit) {
             target.failures = 0;
-        }
-        // What a relay carried for us it need not carry any longer.
-        let ways = self.peers.connected.get(&peer).map(|known| known.ways.clone()).unwrap_or_default();
-        for (circuit, _) in ways.into_iter().filter(|(_, way)| *way == Way::Circuit) {
-            self.swarm.close_connection(circuit);
         }
     }
 
@@ -292,21 +284,28 @@ impl Directory {
     ) {
         let mut endpoints = self.admitted(endpoints);
         homes.truncate(MAX_HOMES);
-        let known = endpoints.is_empty() && homes.is_empty();
-        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !known) else { return };
+        let nowhere = endpoints.is_empty() && homes.is_empty();
+        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !nowhere) else { return };
         let waiting = self.peers.targets.values().filter(|target| target.failures == 0).count() as u32;
         let dial_at = now + jitter(DIAL_SPREAD.saturating_mul(waiting));
+        // There is a sign of life, or it has moved: what failed there before may work.
+        for address in endpoints.iter().map(|at| transport::multiaddr(*at)).chain(self.circuits_to(&homes)) {
+            self.rests.forget(&address.with(Protocol::P2p(id)));
+        }
         if let Some(target) = self.peers.targets.get_mut(&id) {
             target.added = now;
-            let news = |news: &[SocketAddr]| news.iter().any(|at| !target.endpoints.contains(at));
-            // What is said first of an endpoint alone, by a session, says nothing of the others and of its homes.
-            if news(&endpoints) || !homes.is_empty() && homes != target.homes {
-                endpoints.extend(target.endpoints.iter().filter(|at| !endpoints.contains(at)).collect::<Vec<_>>());
-                endpoints.truncate(MAX_ADDRESSES);
-                if homes.is_empty() {
-                    homes.clone_from(&target.homes);
-                }
-                *target = Target { endpoints, homes, failures: 0, dial_at, added: now };
+            let moved = endpoints.iter().any(|at| !target.endpoints.contains(at));
+            let moved = moved || !homes.is_empty() && homes != target.homes;
+            // What a session says of one endpoint says nothing of the others, nor of the homes.
+            let others: Vec<_> = target.endpoints.iter().copied().filter(|at| !endpoints.contains(at)).collect();
+            endpoints.extend(others);
+            endpoints.truncate(MAX_ADDRESSES);
+            target.endpoints = endpoints;
+            if !homes.is_empty() {
+                target.homes = homes;
+            }
+            if moved || !self.peers.connected.contains_key(&id) {
+                (target.failures, target.dial_at) = (0, dial_at);
             }
             return;
         }
@@ -356,8 +355,13 @@ impl Directory {
                 }
             }
             request_response::Event::OutboundFailure { peer, request_id, error, .. } => {
-                self.peers.comparisons.remove(&request_id);
+                let was_comparison = self.peers.comparisons.remove(&request_id).is_some();
                 let was_ping = self.peers.pings.remove(&request_id).is_some();
+                // Of two connections the one is gone that our hello had taken.
+                let lost = matches!(error, OutboundFailure::ConnectionClosed) && !was_ping && !was_comparison;
+                if lost && self.peers.connected.contains_key(&peer) {
+                    self.say_hello(peer);
+                }
                 let foreign = matches!(error, OutboundFailure::UnsupportedProtocols);
                 if foreign || (was_ping && matches!(error, OutboundFailure::Timeout)) {
                     self.part(peer, if foreign { "peer-foreign-protocol" } else { "peer-silent" });
@@ -388,6 +392,13 @@ impl Directory {
             self.peers.connected.iter().filter(|(_, peer)| late(peer)).map(|(peer, _)| *peer).collect();
         for peer in unproved {
             self.part(peer, "peer-unproved");
+        }
+        // What a relay carried for us it need not carry any longer; but proofs may be under way.
+        let settled = |peer: &&Connected| now.saturating_duration_since(peer.since) > 2 * PROOF_TIMEOUT;
+        let met = self.peers.connected.values().filter(|peer| peer.is_met()).filter(settled);
+        let circuits = met.flat_map(|peer| &peer.ways).filter(|(_, way)| **way == Way::Circuit);
+        for circuit in circuits.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.swarm.close_connection(circuit);
         }
         let met = |peer: &libp2p::PeerId| self.peers.connected.get(peer).is_some_and(Connected::is_met);
         let due = self.peers.targets.iter().filter(|(peer, target)| target.dial_at <= now && !met(peer));

@@ -58,12 +58,13 @@ impl Rests {
         *rest = Rest { failures: rest.failures.saturating_add(1), until: now + about(wait) };
     }
 
-    /// We are somewhere else now, or so is everybody: what failed may work.
+    /// We are somewhere else now: what failed may work.
     pub(super) fn clear(&self) {
         self.lock().clear();
     }
 
-    fn forget(&self, address: &Multiaddr) {
+    /// There is reason to think that `address` works.
+    pub(super) fn forget(&self, address: &Multiaddr) {
         self.lock().remove(&address.to_vec());
     }
 

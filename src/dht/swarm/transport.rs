@@ -7,7 +7,10 @@
 //!
 //! A circuit is such a connection too, but for its bottom: a stream to a relay in the place of TCP. So the relay sees nothing
 //! but pnet's noise.
+//! The same port takes streams of datagrams ([`crate::wire::stream`]). The first bytes tell them apart, and they are handed to
+//! [`Guests`]. At port 443 everything is in TLS ([`super::tls`]).
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,15 +18,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use libp2p::core::ConnectedPoint;
 use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, PortUse, TransportError, TransportEvent};
 use libp2p::core::upgrade::Version;
+use libp2p::futures::future::Either;
+use libp2p::futures::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use libp2p::multiaddr::Protocol;
-use libp2p::pnet::{PnetConfig, PreSharedKey};
+use libp2p::pnet::{PnetConfig, PnetOutput, PreSharedKey};
 use libp2p::{Multiaddr, Transport, identity, noise, relay, tcp, yamux};
 
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
 use super::rest::{Rested, Rests};
+use super::tls;
 use crate::identity::{Ipv4Prefix, NetworkId, NetworkSecret, ula_prefix};
+use crate::wire::stream::{HELLO_LEN, TLS_PORT, is_hello};
 
 /// How long a connection may take from TCP to yamux. Four round trips; ten seconds are a lost packet in each.
 const SETUP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -113,12 +124,51 @@ impl Overlay {
     }
 }
 
-/// `/ip4/…/tcp/…`, the only kind of address we speak.
-pub(super) fn multiaddr(endpoint: SocketAddr) -> Multiaddr {
-    Multiaddr::from(endpoint.ip().to_canonical()).with(Protocol::Tcp(endpoint.port()))
+/// Who takes the streams of datagrams that come to our port, and how many it was given.
+#[derive(Debug, Clone)]
+pub struct Guests {
+    sender: mpsc::Sender<(std::net::TcpStream, SocketAddr)>,
+    keys: StreamKeys,
+    taken: Arc<AtomicU64>,
 }
 
-/// The endpoint of `/ip4/…/tcp/…` or `/ip6/…/tcp/…`, with or without `/p2p/…`; `None` for any other address.
+/// What streams begin with ([`NetworkSecret::stream_key`]), the newest first: epochs change it while all runs.
+pub type StreamKeys = Arc<ArcSwap<Vec<[u8; 32]>>>;
+
+impl Guests {
+    /// They go to `sender`; what it has no room for is closed.
+    pub fn new(sender: mpsc::Sender<(std::net::TcpStream, SocketAddr)>, keys: StreamKeys) -> Self {
+        Self { sender, keys, taken: Arc::default() }
+    }
+
+    /// The network's secrets are these, the newest first.
+    pub fn set_secrets(&self, secrets: &[NetworkSecret]) {
+        self.keys.store(Arc::new(secrets.iter().map(|secret| *secret.stream_key()).collect()));
+    }
+
+    fn know(&self, first: &[u8; HELLO_LEN]) -> bool {
+        self.keys.load().iter().any(|key| is_hello(key, first))
+    }
+
+    /// How many were taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    fn take(&self, stream: tcp::tokio::TcpStream, from: SocketAddr) -> io::Result<()> {
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        let _ = self.sender.try_send((stream.0.into_std()?, from));
+        Ok(())
+    }
+}
+
+/// `/ip4/…/tcp/…`, the only kind of address we speak; at port 443 `/tls` follows.
+pub(super) fn multiaddr(endpoint: SocketAddr) -> Multiaddr {
+    let plain = Multiaddr::from(endpoint.ip().to_canonical()).with(Protocol::Tcp(endpoint.port()));
+    if endpoint.port() == TLS_PORT { plain.with(Protocol::Tls) } else { plain }
+}
+
+/// The endpoint of `/ip4/…/tcp/…` or `/ip6/…/tcp/…`, with or without `/p2p/…`, at port 443 with `/tls`; `None` for any other address.
 pub(super) fn endpoint(address: &Multiaddr) -> Option<SocketAddr> {
     let mut parts = address.iter();
     let first = parts.next()?;
@@ -130,7 +180,12 @@ pub(super) fn endpoint(address: &Multiaddr) -> Option<SocketAddr> {
         return None;
     };
     let Protocol::Tcp(port) = parts.next()? else { return None };
-    let rest = matches!(parts.next(), None | Some(Protocol::P2p(_))) && parts.next().is_none();
+    let mut next = parts.next();
+    if port == TLS_PORT {
+        let Some(Protocol::Tls) = next else { return None };
+        next = parts.next();
+    }
+    let rest = matches!(next, None | Some(Protocol::P2p(_))) && parts.next().is_none();
     rest.then(|| SocketAddr::new(ip, port))
 }
 
@@ -151,26 +206,122 @@ pub(super) fn circuit(relay: libp2p::PeerId, endpoint: SocketAddr) -> Multiaddr 
     multiaddr(endpoint).with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
 }
 
+/// What the control network stands on besides TCP.
+pub(super) struct Below {
+    /// Connections through relays.
+    pub(super) circuits: relay::client::Transport,
+    /// Who is not dialled for a while.
+    pub(super) rests: Rests,
+    /// Who takes streams of datagrams.
+    pub(super) guests: Option<Guests>,
+}
+
 /// TCP and the guard, or circuits; pnet, Noise, yamux.
 pub(super) fn build(
     keypair: &identity::Keypair,
     network: &NetworkId,
     secret: &NetworkSecret,
     overlay: Overlay,
-    circuits: relay::client::Transport,
-    rests: Rests,
+    below: Below,
 ) -> Result<Boxed<(libp2p::PeerId, StreamMuxerBox)>, noise::Error> {
     let pnet = PnetConfig::new(PreSharedKey::new(*secret.pnet_key()));
     let prologue = [b"meshd control v1".as_slice(), &network.0].concat();
     let noise = noise::Config::new(keypair)?.with_prologue(prologue);
+    let Below { circuits, rests, guests } = below;
+    let door = Door { pnet, guests };
+    let tcp = Guard { inner: tcp::tokio::Transport::new(tcp::Config::new()), overlay };
     let transport = circuits
-        .or_transport(Guard { inner: tcp::tokio::Transport::new(tcp::Config::new()), overlay })
-        .and_then(move |stream, _| pnet.handshake(stream))
+        .or_transport(tcp)
+        .and_then(move |stream, point| door.pass(stream, point))
         .upgrade(Version::V1Lazy)
         .authenticate(noise)
         .multiplex(yamux::Config::default())
         .timeout(SETUP_TIMEOUT);
     Ok(Rested::new(transport.boxed(), rests, keypair.public().to_peer_id()).boxed())
+}
+
+/// What stands between a TCP connection and the control network.
+#[derive(Clone)]
+struct Door {
+    pnet: PnetConfig,
+    guests: Option<Guests>,
+}
+
+/// A connection of any make.
+trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
+
+impl Door {
+    /// Who dials speaks first. Who is dialled hears from its first bytes what it wants, and has said nothing until then.
+    async fn pass(
+        self,
+        stream: Either<relay::client::Connection, tcp::tokio::TcpStream>,
+        point: ConnectedPoint,
+    ) -> io::Result<PnetOutput<Box<dyn Wire>>> {
+        let mut stream = match stream {
+            Either::Left(circuit) => return self.prove(Box::new(circuit)).await,
+            Either::Right(stream) => stream,
+        };
+        let wire: Box<dyn Wire> = match point {
+            ConnectedPoint::Dialer { address, .. } => match endpoint(&address).filter(|at| at.port() == TLS_PORT) {
+                Some(at) => Box::new(tls::connect(stream, at.ip()).await?),
+                None => Box::new(stream),
+            },
+            ConnectedPoint::Listener { send_back_addr, .. } => {
+                let mut first = [0; HELLO_LEN];
+                stream.read_exact(&mut first).await?;
+                if let (Some(guests), Some(from)) = (&self.guests, endpoint(&send_back_addr))
+                    && guests.know(&first)
+                {
+                    guests.take(stream, from)?;
+                    return Err(io::Error::other("it is a stream of datagrams"));
+                }
+                Box::new(Begun { first, read: 0, stream })
+            }
+        };
+        self.prove(wire).await
+    }
+
+    async fn prove(&self, wire: Box<dyn Wire>) -> io::Result<PnetOutput<Box<dyn Wire>>> {
+        self.pnet.handshake(wire).await.map_err(io::Error::other)
+    }
+}
+
+/// A connection whose first bytes have been read already.
+struct Begun {
+    first: [u8; HELLO_LEN],
+    /// How many of them were read again.
+    read: usize,
+    stream: tcp::tokio::TcpStream,
+}
+
+impl AsyncRead for Begun {
+    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        let this = &mut *self;
+        let rest = &this.first[this.read..];
+        if rest.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(context, buffer);
+        }
+        let count = rest.len().min(buffer.len());
+        buffer[..count].copy_from_slice(&rest[..count]);
+        this.read += count;
+        Poll::Ready(Ok(count))
+    }
+}
+
+impl AsyncWrite for Begun {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_close(context)
+    }
 }
 
 /// Keeps the overlay out of a transport: overlay addresses are not announced, nothing is accepted on them or from
@@ -196,11 +347,13 @@ impl<T: Transport + Unpin> Transport for Guard<T> {
     }
 
     fn dial(&mut self, address: Multiaddr, options: DialOpts) -> Result<Self::Dial, TransportError<Self::Error>> {
-        if self.overlay.admitted(&address).is_none() {
+        let Some(endpoint) = self.overlay.admitted(&address) else {
             self.overlay.refuse();
             return Err(TransportError::MultiaddrNotSupported(address));
-        }
-        self.inner.dial(address, DialOpts { port_use: PortUse::New, ..options })
+        };
+        // TCP knows nothing of TLS.
+        let plain = Multiaddr::from(endpoint.ip()).with(Protocol::Tcp(endpoint.port()));
+        self.inner.dial(plain, DialOpts { port_use: PortUse::New, ..options })
     }
 
     fn poll(
@@ -285,10 +438,14 @@ mod tests {
         assert_eq!(endpoint_of("/ip4/192.0.2.1/tcp/4747"), Some(at("192.0.2.1:4747")));
         assert_eq!(endpoint_of("/ip6/::ffff:192.0.2.1/tcp/4747"), Some(at("192.0.2.1:4747")));
         assert_eq!(multiaddr(at("[2001:db8::1]:4747")).to_string(), "/ip6/2001:db8::1/tcp/4747");
+        assert_eq!(multiaddr(at("192.0.2.1:443")).to_string(), "/ip4/192.0.2.1/tcp/443/tls");
+        assert_eq!(endpoint_of("/ip4/192.0.2.1/tcp/443/tls"), Some(at("192.0.2.1:443")));
         for other in [
             "/ip4/192.0.2.1/udp/4747",
             "/dns4/example.org/tcp/1",
             "/ip4/192.0.2.1",
+            "/ip4/192.0.2.1/tcp/443",
+            "/ip4/192.0.2.1/tcp/4747/tls",
             "/ip4/192.0.2.1/tcp/1/ip4/10.64.0.1/tcp/2",
         ] {
             assert_eq!(endpoint_of(other), None, "{other}");
@@ -328,5 +485,57 @@ mod tests {
         let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
         assert!(guard(as_overlay).dial(multiaddr(taken), options).is_err());
         assert!(guard(ours).dial(multiaddr(taken), options).is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_first_bytes_tell_a_stream_from_the_rest_and_a_stranger_hears_nothing() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        use tokio::net::TcpStream;
+
+        let network = NetworkId::of_root(&SigningKey::from_seed(&[1; 32]).peer_id());
+        let secret = NetworkSecret::new([7; 32]);
+        let (sender, mut guests) = mpsc::channel(4);
+        let keys = StreamKeys::default();
+        let door = |guests| {
+            let keypair = identity::Keypair::generate_ed25519();
+            let (circuits, client) = relay::client::new(keypair.public().to_peer_id());
+            let below = Below { circuits, rests: Rests::default(), guests };
+            (build(&keypair, &network, &secret, overlay(true), below).expect("a key"), client)
+        };
+        let taker = Guests::new(sender, keys);
+        taker.set_secrets(&[NetworkSecret::new([8; 32]), secret.clone()]);
+        let (mut transport, _client) = door(Some(taker));
+        let place = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port").local_addr().expect("bound");
+        transport.listen_on(ListenerId::next(), multiaddr(place)).expect("a free port");
+        tokio::spawn(async move {
+            while let Some(event) = transport.next().await {
+                if let TransportEvent::Incoming { upgrade, .. } = event {
+                    tokio::spawn(upgrade);
+                }
+            }
+        });
+        let patience = Duration::from_millis(200);
+
+        let mut stranger = TcpStream::connect(place).await.expect("connected");
+        stranger.write_all(&[1; HELLO_LEN - 1]).await.expect("written");
+        assert!(tokio::time::timeout(patience, stranger.read_u8()).await.is_err(), "nothing is said");
+
+        let mut guest = TcpStream::connect(place).await.expect("connected");
+        guest.write_all(&crate::wire::stream::hello(&secret.stream_key(), [9; 8])).await.expect("written");
+        let (taken, from) = guests.recv().await.expect("handed over");
+        assert_eq!(from, guest.local_addr().expect("connected"));
+        guest.write_all(b"a datagram").await.expect("written");
+        let mut bytes = [0; 10];
+        TcpStream::from_std(taken).expect("a stream").read_exact(&mut bytes).await.expect("what follows is there");
+        assert_eq!(&bytes, b"a datagram");
+
+        let options = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+        let (mut other, _other_client) = door(None);
+        let dial = other.dial(multiaddr(place), options).expect("an address");
+        assert!(
+            tokio::time::timeout(10 * patience, dial).await.is_ok_and(|met| met.is_ok()),
+            "it is the control network's"
+        );
+        assert!(guests.try_recv().is_err());
     }
 }

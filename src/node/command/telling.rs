@@ -18,6 +18,10 @@ pub enum PathReason {
     DirectPredicted,
     /// The same, at a port that was guessed: one NAT gives ports by chance.
     DirectGuessed,
+    /// It answers by TCP: no UDP passes between the two.
+    DirectStream,
+    /// No UDP passes on one side or on both: what the relay has from there comes by TCP.
+    RelayedUdpBlocked,
     /// Both NATs give ports by chance: no direct path is possible.
     RelayedBothRandom,
     /// One NAT gives ports by chance, the other in sequence: no direct path is possible.
@@ -58,6 +62,8 @@ impl PathReason {
             Self::Direct => "direct",
             Self::DirectPredicted => "direct-predicted",
             Self::DirectGuessed => "direct-guessed",
+            Self::DirectStream => "direct-stream",
+            Self::RelayedUdpBlocked => "relayed-udp-blocked",
             Self::RelayedBothRandom => "relayed-both-random",
             Self::RelayedRandomSequential => "relayed-random-sequential",
             Self::RelayedNoCandidates => "relayed-no-candidates",
@@ -113,12 +119,12 @@ pub struct NatInfo {
 /// What a NAT showed of its mapping.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ForecastInfo {
-    /// `endpoint-independent` or `endpoint-dependent`.
+    /// `endpoint-independent`, `endpoint-dependent`, or `udp-blocked`.
     pub mapping: String,
     /// How it gives ports if they differ: `sequential` or `random`.
     pub ports: Option<String>,
-    /// An endpoint outside: of the first socket, or the last that was given.
-    pub at: SocketAddr,
+    /// An endpoint outside: of the first socket, or the last that was given; none where no UDP passes.
+    pub at: Option<SocketAddr>,
     /// Seconds ago.
     pub age: u64,
 }
@@ -193,6 +199,8 @@ pub struct NetcheckInfo {
     pub ipv6_answered: bool,
     /// Whether UDP comes back.
     pub udp: UdpInfo,
+    /// Members that are reached by TCP, or reach us so, because no UDP passes.
+    pub streams: Vec<StreamInfo>,
     /// Who relays for us, and to how many members.
     pub relays: Vec<RelayingInfo>,
     /// Pairs of members that we relay for.
@@ -253,6 +261,19 @@ pub struct UdpInfo {
     pub heard: Option<u64>,
     /// Seconds since a member was last tried.
     pub tried: Option<u64>,
+}
+
+/// A TCP connection that stands for UDP.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StreamInfo {
+    /// The member's name.
+    pub name: String,
+    /// The other end.
+    pub endpoint: SocketAddr,
+    /// Whether it is in TLS, as far as we know: only who has dialled does.
+    pub tls: bool,
+    /// Whether we have dialled: then it is we who have no UDP.
+    pub dialled: bool,
 }
 
 /// Where a member sees us.
