@@ -46,6 +46,10 @@ const MAX_PAIRS: u8 = 40;
 /// cost 550 bytes a second; twice as often would be felt beside a voice call.
 const CONFIRM_EVERY: Duration = Duration::from_secs(5);
 
+/// A path must have been in use for so long before it is searched: at the beginning, and where one broke, several are tried within a
+/// second, and each datagram over one that is about to be left again raises the question anew.
+const CALM: Duration = Duration::from_secs(1);
+
 /// Until more than what was found is looked for (RFC 8899, `PMTU_RAISE_TIMER`).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
 
@@ -65,6 +69,8 @@ pub struct PathMtu {
     refused: usize,
     phase: Phase,
     trial: Option<Trial>,
+    /// When it was first looked at.
+    since: Option<Instant>,
     /// When the length in use was last proved, and when more was last looked for in vain.
     confirmed: Option<Instant>,
     searched: Option<Instant>,
@@ -113,8 +119,8 @@ pub struct Step {
 
 impl Default for PathMtu {
     fn default() -> Self {
-        let (trial, confirmed, searched) = (None, None, None);
-        Self { carries: 0, refused: RUNGS.len(), phase: Phase::Fresh, trial, confirmed, searched }
+        let (trial, since, confirmed, searched) = (None, None, None, None);
+        Self { carries: 0, refused: RUNGS.len(), phase: Phase::Fresh, trial, since, confirmed, searched }
     }
 }
 
@@ -149,6 +155,11 @@ impl PathMtu {
     pub fn tend(&mut self, endpoint: SocketAddr, seed: u64, busy: bool, rtt: Option<Duration>, now: Instant) -> Step {
         let mut step = Step::default();
         let pace = rtt.map_or(PACE, |rtt| (3 * rtt / 2).max(PACE));
+        let calm = *self.since.get_or_insert(now) + CALM;
+        if self.phase == Phase::Fresh && now < calm {
+            step.next = Some(calm);
+            return step;
+        }
         match &self.trial {
             Some(trial) if trial.answers >= self.patience() => self.refuse(&mut step, seed, now),
             Some(Trial { sent: Some(sent), .. }) if now < *sent + pace => {
@@ -340,7 +351,9 @@ mod tests {
     impl Path {
         fn new(carries: usize) -> Self {
             let endpoint = SocketAddr::from(([192, 0, 2, 1], 4747));
-            let (mtu, now, late) = (PathMtu::default(), start(), BTreeMap::new());
+            let (now, late) = (start(), BTreeMap::new());
+            // It has been in use long enough.
+            let mtu = PathMtu { since: Some(now - CALM), ..PathMtu::default() };
             let (delay, silent, busy, passes, count, whole) = (20 * MS, false, true, 1, 0, Duration::ZERO);
             Self {
                 mtu,
@@ -489,9 +502,10 @@ mod tests {
     #[test]
     fn answers_to_nothing_are_not_believed() {
         let mut mtu = PathMtu::default();
-        let endpoint = SocketAddr::from(([192, 0, 2, 1], 4747));
-        assert_eq!(mtu.on_answer(9, start()), None);
-        let step = mtu.tend(endpoint, u64::MAX, true, None, start());
+        let (endpoint, now) = (SocketAddr::from(([192, 0, 2, 1], 4747)), start());
+        assert_eq!(mtu.on_answer(9, now), None);
+        assert_eq!(mtu.tend(endpoint, u64::MAX, true, None, now).next, Some(now + CALM));
+        let step = mtu.tend(endpoint, u64::MAX, true, None, now + CALM);
         let (nonce, _) = step.probes[1];
         assert_eq!(mtu.on_answer(nonce ^ 1 << 20, start()), None);
         assert_eq!(mtu.on_answer(nonce, start()), Some(false), "that proves nothing new");
