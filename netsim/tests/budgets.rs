@@ -83,17 +83,18 @@ fn who_guesses_for_twelve_peers_one_after_the_other_spares_its_router_too() {
     }
     world.run_for(5 * SECOND);
     for host in &hard {
-        world.ping(seeker, *host, SECOND, 5 * MINUTE);
+        world.ping(seeker, *host, SECOND, 150 * SECOND);
     }
     let mut flows = 0;
-    for _ in 0..300 {
+    for _ in 0..150 {
         world.run_for(SECOND);
         flows = flows.max(world.topology.nat(nat).flows(world.now()));
     }
     // Beside those that answer: sessions, and the control network's.
     assert!(flows > GUESSES / 2 && flows <= GUESSES + FLOWS + 1, "{flows} flows");
     let direct = world.peers(seeker).iter().filter(|peer| peer.path == "direct").count();
-    assert!(direct > 2, "only {direct} are direct");
+    // The public one, and those whose turn it was.
+    assert!(direct > 1, "only {direct} are direct");
 }
 
 #[test]

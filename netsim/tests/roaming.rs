@@ -110,9 +110,9 @@ fn what_the_path_carries_goes_whole_and_when_a_router_grows_narrow_that_is_notic
         let begin = Instant::now();
         let pings = {
             let ada = ada.clone();
-            thread::spawn(move || ada.run(&format!("ping -n -q -i 0.05 -w 12 -s 1390 {target}")))
+            thread::spawn(move || ada.run(&format!("ping -n -q -i 0.05 -w 16 -s 1390 {target}")))
         };
-        wait_for("the narrow path is measured", Duration::from_secs(12), || {
+        wait_for("the narrow path is measured", Duration::from_secs(16), || {
             Ok(path_mtu(&nodes[0], "bob")? == Some(1400) && path_mtu(&nodes[1], "ada")? == Some(1400))
         })?;
         figure(&format!("a router grew narrow: known on both sides after {} ms", begin.elapsed().as_millis()));

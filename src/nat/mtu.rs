@@ -10,6 +10,9 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::wire::relay::is_discard;
+use crate::wire::socket;
+
 /// The UDP payload that every path carries, bytes: IPv6's minimum MTU of 1280 less its headers.
 pub const BASE_PAYLOAD: usize = 1232;
 
@@ -21,8 +24,9 @@ const RUNGS: [usize; 10] = [1280, 1400, 1420, 1440, 1450, 1460, 1480, 1492, 1500
 /// What most paths carry, by its place in [`RUNGS`].
 const ETHERNET: usize = 8;
 
-/// Bits of a nonce that tell which probe of a pair was answered.
-const PROBE_BITS: u64 = 1;
+/// Bits of a nonce that tell which probe was answered: the last of a pair's two, those before it of which pair.
+const PROBE_BITS: u64 = 0x7f;
+const LONG: u64 = 1;
 
 /// How often the shorter probe of a pair is answered while the longer one is not, until the longer one counts as too long. Loss takes
 /// both alike, so by chance alone one search in sixteen goes wrong on a line that loses nearly everything, and none on another.
@@ -34,12 +38,17 @@ const REVOKES: u8 = 8;
 /// The same of the least: a queue that is full has room for a small datagram now and then, not for that.
 const BLOCKS: u8 = 16;
 
-/// Pairs sent before a trial is given up in which neither is answered: eight seconds. The peer is silent, which is for others to mend.
+/// Pairs sent before a trial is given up that comes to no end: eight seconds. The peer is silent, which is for others to mend, or the line
+/// full, which others would not help. At most 64, for the nonce.
 const MAX_PAIRS: u8 = 40;
 
 /// Between two proofs of the length in use, while frames go over the path: a black hole is noticed in half of that on average. Two probes
 /// cost 550 bytes a second; twice as often would be felt beside a voice call.
 const CONFIRM_EVERY: Duration = Duration::from_secs(5);
+
+/// A path must have been in use for so long before it is searched: at the beginning, and where one broke, several are tried within a
+/// second, and each datagram over one that is about to be left again raises the question anew.
+const CALM: Duration = Duration::from_secs(1);
 
 /// Until more than what was found is looked for (RFC 8899, `PMTU_RAISE_TIMER`).
 const RAISE_AFTER: Duration = Duration::from_secs(600);
@@ -47,8 +56,9 @@ const RAISE_AFTER: Duration = Duration::from_secs(600);
 /// A path on which not even the least arrived is looked at again after this, if it is still in use for want of another.
 const BLOCKED_FOR: Duration = Duration::from_secs(60);
 
-/// Between two pairs, if the round trip is not longer: no burst, and a refusal is known within a second. An answer that comes
-/// later than the next pair counts as well.
+/// Between two pairs, if half as much again as the round trip is not longer: no burst, and a refusal is known within a second. An answer
+/// to the shorter one that comes later says that a queue is full somewhere, which takes the longer ones first: it does not count. A
+/// longer one is proved whenever its answer comes.
 const PACE: Duration = Duration::from_millis(200);
 
 /// What is known of one path.
@@ -59,6 +69,8 @@ pub struct PathMtu {
     refused: usize,
     phase: Phase,
     trial: Option<Trial>,
+    /// When it was first looked at.
+    since: Option<Instant>,
     /// When the length in use was last proved, and when more was last looked for in vain.
     confirmed: Option<Instant>,
     searched: Option<Instant>,
@@ -107,8 +119,8 @@ pub struct Step {
 
 impl Default for PathMtu {
     fn default() -> Self {
-        let (trial, confirmed, searched) = (None, None, None);
-        Self { carries: 0, refused: RUNGS.len(), phase: Phase::Fresh, trial, confirmed, searched }
+        let (trial, since, confirmed, searched) = (None, None, None, None);
+        Self { carries: 0, refused: RUNGS.len(), phase: Phase::Fresh, trial, since, confirmed, searched }
     }
 }
 
@@ -142,7 +154,12 @@ impl PathMtu {
     /// Looks at the path in use. `seed` is fresh randomness; `busy` says whether frames go over it, `rtt` its round trip.
     pub fn tend(&mut self, endpoint: SocketAddr, seed: u64, busy: bool, rtt: Option<Duration>, now: Instant) -> Step {
         let mut step = Step::default();
-        let pace = rtt.map_or(PACE, |rtt| rtt.max(PACE));
+        let pace = rtt.map_or(PACE, |rtt| (3 * rtt / 2).max(PACE));
+        let calm = *self.since.get_or_insert(now) + CALM;
+        if self.phase == Phase::Fresh && now < calm {
+            step.next = Some(calm);
+            return step;
+        }
         match &self.trial {
             Some(trial) if trial.answers >= self.patience() => self.refuse(&mut step, seed, now),
             Some(Trial { sent: Some(sent), .. }) if now < *sent + pace => {
@@ -154,18 +171,21 @@ impl PathMtu {
                 (self.phase, self.trial) = (Phase::Doubting, Some(Trial::new(0, seed)));
             }
             Some(trial) if trial.pairs >= MAX_PAIRS => {
-                // We begin anew when it is heard again.
-                self.phase = if self.phase == Phase::Searching { Phase::Fresh } else { Phase::Settled };
-                (self.trial, self.confirmed) = (None, Some(now));
+                // Who is gone and comes back is searched anew. Of a line that is full too much was asked already.
+                if self.phase == Phase::Searching {
+                    self.searched = Some(now);
+                }
+                (self.phase, self.trial, self.confirmed, step.changed) = (Phase::Settled, None, Some(now), true);
                 return step;
             }
             Some(_) => {}
-            None => self.begin(seed, busy, now),
+            None => self.begin(endpoint, seed, busy, now),
         }
         if let Some(trial) = &mut self.trial {
-            // The shorter one first: nobody answers it late because of the other.
+            // The longer one first: where a queue is nearly full, the other would take the room that it finds.
             let shorter = if trial.rung == 0 { 0 } else { BASE_PAYLOAD };
-            step.probes = vec![(trial.nonce, shorter), (trial.nonce | PROBE_BITS, payload(trial.rung, endpoint))];
+            let nonce = trial.nonce | u64::from(trial.pairs) << 1;
+            step.probes = vec![(nonce | LONG, payload(trial.rung, endpoint)), (nonce, shorter)];
             (trial.pairs, trial.sent) = (trial.pairs + 1, Some(now));
             step.next = Some(now + pace);
         }
@@ -173,12 +193,14 @@ impl PathMtu {
     }
 
     /// Whether it is time for something.
-    fn begin(&mut self, seed: u64, busy: bool, now: Instant) {
+    fn begin(&mut self, endpoint: SocketAddr, seed: u64, busy: bool, now: Instant) {
+        // A relay's limit takes long datagrams first and delays none, which looks the same.
+        let relayed = is_discard(&endpoint) && socket::split(endpoint).0 == 0;
         let over = |since: Option<Instant>, span| since.is_none_or(|since| now >= since + span);
         let rung = match self.phase {
             Phase::Fresh => self.search(),
             Phase::Settled if busy && self.carries < ETHERNET && over(self.searched, RAISE_AFTER) => self.search(),
-            Phase::Settled if busy && over(self.confirmed, CONFIRM_EVERY) => {
+            Phase::Settled if busy && !relayed && over(self.confirmed, CONFIRM_EVERY) => {
                 self.phase = if self.carries == 0 { Phase::Doubting } else { Phase::Confirming };
                 Some(self.carries)
             }
@@ -239,6 +261,7 @@ impl PathMtu {
         self.trial = self.next_rung().map(|rung| Trial::new(rung, seed));
         if self.trial.is_none() {
             (self.phase, self.searched) = (Phase::Settled, Some(now));
+            self.confirmed.get_or_insert(now);
         }
     }
 
@@ -246,8 +269,9 @@ impl PathMtu {
     /// tended, and what the path is taken to carry may be another now.
     pub fn on_answer(&mut self, nonce: u64, now: Instant) -> Option<bool> {
         let trial = self.trial.as_mut().filter(|trial| trial.nonce == nonce & !PROBE_BITS)?;
-        if nonce & PROBE_BITS == 0 {
-            trial.answers = trial.answers.saturating_add(1);
+        if nonce & LONG == 0 {
+            let is_last = (nonce & PROBE_BITS) >> 1 == u64::from(trial.pairs.saturating_sub(1));
+            trial.answers = trial.answers.saturating_add(u8::from(is_last));
             return Some(false);
         }
         let (rung, seed) = (trial.rung, trial.nonce.wrapping_add(PROBE_BITS + 1));
@@ -282,7 +306,7 @@ impl Trial {
 /// What IP and UDP put before a datagram. A relayed one may go by either family on its way; IPv4 is taken for all, and a
 /// way with IPv6 in it is found to carry the rung of 1480, which is as long as IPv6 on Ethernet.
 fn headers(endpoint: SocketAddr) -> usize {
-    let ipv6 = endpoint.is_ipv6() && !crate::wire::relay::is_discard(&endpoint);
+    let ipv6 = endpoint.is_ipv6() && !is_discard(&endpoint);
     if ipv6 { 48 } else { 28 }
 }
 
@@ -327,7 +351,9 @@ mod tests {
     impl Path {
         fn new(carries: usize) -> Self {
             let endpoint = SocketAddr::from(([192, 0, 2, 1], 4747));
-            let (mtu, now, late) = (PathMtu::default(), start(), BTreeMap::new());
+            let (now, late) = (start(), BTreeMap::new());
+            // It has been in use long enough.
+            let mtu = PathMtu { since: Some(now - CALM), ..PathMtu::default() };
             let (delay, silent, busy, passes, count, whole) = (20 * MS, false, true, 1, 0, Duration::ZERO);
             Self {
                 mtu,
@@ -382,7 +408,7 @@ mod tests {
     fn what_most_paths_carry_is_found_with_one_pair_of_probes() {
         let mut path = Path::new(1500);
         path.run(100 * MS);
-        assert_eq!((path.packet(), &path.probes[..4]), (1500, &[1260, 1500, 1260, 9000][..]));
+        assert_eq!((path.packet(), &path.probes[..4]), (1500, &[1500, 1260, 9000, 1260][..]));
         path.run(4 * SECOND);
         assert_eq!(path.probes.len(), 2 + 2 * usize::from(REFUSES), "the interface refuses jumbo frames itself");
         assert_eq!((path.mtu.expected_payload(path.endpoint), path.mtu.phase), (1472, Phase::Settled));
@@ -476,10 +502,11 @@ mod tests {
     #[test]
     fn answers_to_nothing_are_not_believed() {
         let mut mtu = PathMtu::default();
-        let endpoint = SocketAddr::from(([192, 0, 2, 1], 4747));
-        assert_eq!(mtu.on_answer(9, start()), None);
-        let step = mtu.tend(endpoint, u64::MAX, true, None, start());
-        let (nonce, _) = step.probes[0];
+        let (endpoint, now) = (SocketAddr::from(([192, 0, 2, 1], 4747)), start());
+        assert_eq!(mtu.on_answer(9, now), None);
+        assert_eq!(mtu.tend(endpoint, u64::MAX, true, None, now).next, Some(now + CALM));
+        let step = mtu.tend(endpoint, u64::MAX, true, None, now + CALM);
+        let (nonce, _) = step.probes[1];
         assert_eq!(mtu.on_answer(nonce ^ 1 << 20, start()), None);
         assert_eq!(mtu.on_answer(nonce, start()), Some(false), "that proves nothing new");
         assert_eq!(mtu.payload(endpoint), BASE_PAYLOAD);

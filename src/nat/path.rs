@@ -53,8 +53,6 @@ struct Round {
     decided: bool,
     /// Whether one more has been asked since. Not more: its answer may look like a move in turn.
     joined: bool,
-    /// Whether the primary was asked, or had not answered before: otherwise the first answer says nothing against it.
-    judges: bool,
 }
 
 impl PathAgent {
@@ -260,14 +258,12 @@ impl PathAgent {
         (self.round, self.earlier) = (None, None);
     }
 
-    /// Probes begin: `nonce` goes to every endpoint returned, which are those `wanted`. If the primary is among them, the first
-    /// answer makes its endpoint the primary.
+    /// Probes begin: `nonce` goes to every endpoint returned, which are those `wanted`. The first answer makes its endpoint the
+    /// primary.
     pub fn begin_round(&mut self, nonce: u64, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) -> Vec<SocketAddr> {
         self.earlier = self.round;
         let endpoints: Vec<_> = self.endpoints().into_iter().filter(wanted).collect();
-        let in_doubt = self.round.is_some_and(|round| round.judges && !round.decided);
-        let judges = in_doubt || self.primary.is_none_or(|primary| endpoints.contains(&primary));
-        self.round = Some(Round { nonce, sent: now, decided: false, joined: false, judges });
+        self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
         endpoints
     }
 
@@ -307,8 +303,7 @@ impl PathAgent {
         let endpoint = canonical(endpoint);
         let sent = self.round.iter().chain(&self.earlier).find(|round| round.nonce == nonce)?.sent;
         let rtt = now.saturating_duration_since(sent);
-        let first =
-            self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true) && round.judges);
+        let first = self.round.as_mut().is_some_and(|round| !std::mem::replace(&mut round.decided, true));
         self.add(endpoint, Origin::Observed);
         self.answered(endpoint, Some(rtt), now);
         let score = |wanted| self.candidates.iter().find(|c| Some(c.endpoint) == wanted).map(PathScore::of);
@@ -384,23 +379,6 @@ mod tests {
         assert_eq!(agent.on_answer(7, endpoint(1), later), Some((Duration::from_millis(3), false)));
         assert_eq!(agent.primary(), Some(endpoint(2)));
         assert_eq!(agent.rtt(), Some(Duration::from_millis(3)));
-    }
-
-    #[test]
-    fn an_answer_from_elsewhere_says_nothing_against_a_primary_that_was_not_asked() {
-        let (mut agent, now) = (PathAgent::default(), start());
-        agent.set_candidates(Origin::Record, &[endpoint(1), endpoint(2)]);
-        agent.adopt(endpoint(1), now);
-        agent.begin_round(7, |_| true, now);
-        agent.on_answer(7, endpoint(1), now);
-        agent.begin_round(8, |other| *other != endpoint(1), now);
-        agent.on_answer(8, endpoint(2), now);
-        assert_eq!(agent.primary(), Some(endpoint(1)));
-        // Asked in vain before, it is in doubt.
-        agent.begin_round(9, |_| true, now);
-        agent.begin_round(10, |other| *other != endpoint(1), now);
-        agent.on_answer(10, endpoint(2), now);
-        assert_eq!(agent.primary(), Some(endpoint(2)));
     }
 
     #[test]
