@@ -395,7 +395,10 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
     assert_eq!(status["forwarding"]["lanes"], 1);
     assert!(status["forwarding"]["receive_buffer"].as_u64().is_some_and(|bytes| bytes >= 4 << 20), "{status}");
     let text = String::from_utf8_lossy(&machine.run(&["status"]).stdout).into_owned();
-    assert!(text.contains("device:      mesh0\n") && text.contains("forwarding:  1 lane, "), "{text}");
+    // The column's width is that of the longest key.
+    let value = |key: &str| text.lines().find_map(|line| line.strip_prefix(key)).map(str::trim_start);
+    assert_eq!(value("device:"), Some("mesh0"), "{text}");
+    assert!(value("forwarding:").is_some_and(|value| value.starts_with("1 lane, ")), "{text}");
 
     assert_eq!(node.stop("TERM"), Some(0), "{}", machine.log());
     assert!(!machine.dir.join("run/home/api.sock").exists(), "the socket went with the daemon");
