@@ -23,7 +23,7 @@ use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
 use crate::stream::{StreamStep, Streams};
 use crate::topology::{PortId, SegmentId, Topology};
-use crate::trace::{Detail, Trace, fingerprint};
+use crate::trace::{self, Detail, Trace, fingerprint};
 use crate::transit::{Packet, TTL};
 
 /// The port of every node.
@@ -342,7 +342,7 @@ impl World {
             What::Stream(step) => self.stream_step(step),
             What::Tell(host, life, event) => {
                 if self.hosts[host.0].life == life {
-                    self.note(host, format_args!("directory {}", kind(&event)));
+                    self.note(host, format_args!("directory {}", trace::kind(&event)));
                     self.drive(host, |process, _, now, output| process.directory(*event, now, output));
                 }
             }
@@ -489,7 +489,7 @@ impl World {
             }
             for command in std::mem::take(&mut output.commands) {
                 self.hosts[id.0].costs.commands += 1;
-                self.note(id, format_args!("command {}", command_kind(&command)));
+                self.note(id, format_args!("command {}", trace::command_kind(&command)));
                 let agenda = self.directory.command(id, command);
                 self.enter(agenda);
             }
@@ -583,29 +583,6 @@ impl World {
 
     pub(crate) fn note(&mut self, host: HostId, what: std::fmt::Arguments<'_>) {
         self.trace.note(self.now, self.hosts[host.0].name.as_str(), what);
-    }
-}
-
-fn kind(event: &dht::Event) -> &'static str {
-    match event {
-        dht::Event::Found { .. } => "found",
-        dht::Event::NotFound { .. } => "not-found",
-        dht::Event::Gossip(_) => "gossip",
-        dht::Event::Sighting(_) => "sighting",
-        dht::Event::Standing(_) => "standing",
-        dht::Event::Met(_) => "met",
-        dht::Event::Statement(_) => "statement",
-    }
-}
-
-fn command_kind(command: &dht::Command) -> &'static str {
-    match command {
-        dht::Command::Publish(_) => "publish",
-        dht::Command::Lookup { .. } => "lookup",
-        dht::Command::Dial { .. } => "dial",
-        dht::Command::Listening(_) => "listening",
-        dht::Command::Homes(_) => "homes",
-        dht::Command::State(_) => "state",
     }
 }
 
