@@ -1,8 +1,6 @@
 //! The kinds of boxes that every matrix is made of: what each is in the virtual world, and how the kernel does it in the real one.
 
-use std::time::Duration;
-
-use crate::nat::{Filtering, Mapping, NatKind, Ports};
+use crate::nat::{CAPACITY, CARRIER_CAPACITY, EXPIRY, Filtering, LINUX_EXPIRY, Mapping, NatKind, Ports};
 
 /// A kind of box.
 #[derive(Debug, Clone, Copy)]
@@ -313,6 +311,31 @@ impl NatKind {
     /// A carrier's box as mobile networks have it: a port by chance within the block for each destination.
     pub const CARRIER_SYMMETRIC: Self =
         Self { mapping: Mapping::AddressAndPortDependent, hairpin: false, ..Self::CARRIER };
+
+    /// What the Internet sees of this box if it is behind `outer`, as a home behind a carrier's: the harder of both
+    /// in everything.
+    #[must_use]
+    pub fn behind(self, outer: Self) -> Self {
+        // The outer box has the last word on ports, but keeps one port for each that it is given.
+        let ports = if outer.mapping >= self.mapping && outer.translates { outer.ports } else { self.ports };
+        let scattered = outer.translates && outer.ports == Ports::Random;
+        Self {
+            translates: self.translates || outer.translates,
+            mapping: self.mapping.max(outer.mapping),
+            filtering: self.filtering.max(outer.filtering),
+            ports: if scattered { Ports::Random } else { ports },
+            block: outer.block.or(self.block),
+            expiry: self.expiry.min(outer.expiry),
+            refreshed_by_inbound: self.refreshed_by_inbound && outer.refreshed_by_inbound,
+            hairpin: outer.hairpin,
+            careless: self.careless || outer.careless,
+            blocks_udp: self.blocks_udp || outer.blocks_udp,
+            only_443: self.only_443 || outer.only_443,
+            capacity: self.capacity.min(outer.capacity),
+            // Those inside can only ask the inner box.
+            maps_ports: self.maps_ports && outer.is_open(),
+        }
+    }
 }
 
 #[cfg(test)]

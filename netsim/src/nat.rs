@@ -20,16 +20,16 @@ pub const FIRST_PORT: u16 = 1024;
 pub const PORTS: u16 = u16::MAX - FIRST_PORT + 1;
 
 /// RFC 4787 REQ-5: a mapping must not expire in less. Boxes that are kinder hide faults in keeping mappings alive.
-const EXPIRY: Duration = Duration::from_secs(120);
+pub(crate) const EXPIRY: Duration = Duration::from_secs(120);
 
 /// What Linux gives a flow that nobody has answered; one that was answered gets 120 s, which no test may rely on.
-const LINUX_EXPIRY: Duration = Duration::from_secs(30);
+pub(crate) const LINUX_EXPIRY: Duration = Duration::from_secs(30);
 
 /// Flows that a box holds. Home routers have tables of 1024 to 4096: twice as much would hide who floods them.
-const CAPACITY: usize = 4096;
+pub(crate) const CAPACITY: usize = 4096;
 
 /// Flows of a carrier's box: it serves thousands of homes, and what limits one of them is its block of ports.
-const CARRIER_CAPACITY: usize = 1 << 20;
+pub(crate) const CARRIER_CAPACITY: usize = 1 << 20;
 
 /// Which packets of an inside endpoint get the same outside endpoint, from easy to hard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -139,31 +139,6 @@ impl NatKind {
     pub const fn holding(mut self, capacity: usize) -> Self {
         self.capacity = capacity;
         self
-    }
-
-    /// What the Internet sees of this box if it is behind `outer`, as a home behind a carrier's: the harder of both
-    /// in everything.
-    #[must_use]
-    pub fn behind(self, outer: Self) -> Self {
-        // The outer box has the last word on ports, but keeps one port for each that it is given.
-        let ports = if outer.mapping >= self.mapping && outer.translates { outer.ports } else { self.ports };
-        let scattered = outer.translates && outer.ports == Ports::Random;
-        Self {
-            translates: self.translates || outer.translates,
-            mapping: self.mapping.max(outer.mapping),
-            filtering: self.filtering.max(outer.filtering),
-            ports: if scattered { Ports::Random } else { ports },
-            block: outer.block.or(self.block),
-            expiry: self.expiry.min(outer.expiry),
-            refreshed_by_inbound: self.refreshed_by_inbound && outer.refreshed_by_inbound,
-            hairpin: outer.hairpin,
-            careless: self.careless || outer.careless,
-            blocks_udp: self.blocks_udp || outer.blocks_udp,
-            only_443: self.only_443 || outer.only_443,
-            capacity: self.capacity.min(outer.capacity),
-            // Those inside can only ask the inner box.
-            maps_ports: self.maps_ports && outer.is_open(),
-        }
     }
 }
 

@@ -117,8 +117,8 @@ impl Write for Fnv {
     }
 }
 
-/// What the directory says, in a word.
-pub(crate) fn event_kind(event: &dht::Event) -> &'static str {
+/// An event of the directory, in one word.
+pub(crate) fn kind(event: &dht::Event) -> &'static str {
     match event {
         dht::Event::Found { .. } => "found",
         dht::Event::NotFound { .. } => "not-found",
@@ -130,7 +130,7 @@ pub(crate) fn event_kind(event: &dht::Event) -> &'static str {
     }
 }
 
-/// What it is told.
+/// A command to it, in one word.
 pub(crate) fn command_kind(command: &dht::Command) -> &'static str {
     match command {
         dht::Command::Publish(_) => "publish",

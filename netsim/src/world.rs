@@ -23,7 +23,7 @@ use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
 use crate::stream::{StreamStep, Streams};
 use crate::topology::{PortId, SegmentId, Topology};
-use crate::trace::{Detail, Trace, command_kind, event_kind, fingerprint};
+use crate::trace::{self, Detail, Trace, fingerprint};
 use crate::transit::{Packet, TTL};
 
 /// The port of every node.
@@ -342,7 +342,7 @@ impl World {
             What::Stream(step) => self.stream_step(step),
             What::Tell(host, life, event) => {
                 if self.hosts[host.0].life == life {
-                    self.note(host, format_args!("directory {}", event_kind(&event)));
+                    self.note(host, format_args!("directory {}", trace::kind(&event)));
                     self.drive(host, |process, _, now, output| process.directory(*event, now, output));
                 }
             }
@@ -489,7 +489,7 @@ impl World {
             }
             for command in std::mem::take(&mut output.commands) {
                 self.hosts[id.0].costs.commands += 1;
-                self.note(id, format_args!("command {}", command_kind(&command)));
+                self.note(id, format_args!("command {}", trace::command_kind(&command)));
                 let agenda = self.directory.command(id, command);
                 self.enter(agenda);
             }
