@@ -233,7 +233,7 @@ pub struct PeerInfo {
     pub ipv6: Ipv6Addr,
     /// Its roles, beyond those of every member.
     pub roles: Vec<String>,
-    /// `direct`, `relayed`, `idle` or `none`.
+    /// `direct`, `stream` (by TCP, for no UDP passes), `relayed`, `idle` or `none`.
     pub path: String,
     /// The first relay's name, if it is relayed.
     pub via: Option<String>,

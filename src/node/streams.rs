@@ -190,6 +190,9 @@ impl Node {
         }
         let failures = self.streams.rests.get(&id).map_or(0, |(failures, _)| *failures);
         let rest = self.jittered((REST * (1 << failures.min(16))).min(LONGEST_REST));
+        // No longer a list than that of those whom we know.
+        let known = &self.peers;
+        self.streams.rests.retain(|member, _| known.contains_key(member));
         self.streams.rests.insert(id, (failures.saturating_add(1), now + rest));
         // Whoever was its member until now is not there.
         if self.peers.get(&id).is_some_and(|peer| peer.current.is_some() && peer.paths.primary().is_none()) {

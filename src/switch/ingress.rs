@@ -13,6 +13,7 @@ use crate::wire::checksum::Transport as Segment;
 use crate::wire::ethernet::FrameHead;
 use crate::wire::header::HEADER_LEN;
 use crate::wire::message::{self, INNER_LEN, MAX_MESSAGE};
+use crate::wire::stream::is_guest;
 use crate::wire::{Batch, Checksum, Counters, DatagramKind, DropReason, Ecn, Header, Inner, Punt, Verdict, ecn, relay};
 
 use super::fib::{Channel, Fib, FibPeer};
@@ -161,7 +162,7 @@ impl Ingress {
                 None
             }
             Some(Channel::Relay { from, .. })
-                if batch.slots()[index].source.map(canonical) != Some(canonical(*from)) =>
+                if batch.slots()[index].source.is_none_or(|source| is_foreign(source, *from)) =>
             {
                 Some(Verdict::Drop(DropReason::ForeignChannel))
             }
@@ -304,6 +305,13 @@ impl Ingress {
             self.notices.push_roamed(peer.peer, endpoint);
         }
     }
+}
+
+/// Whether what comes from `source` is not from who is at `from`. A member that has dialled us may have two streams for a while, and
+/// changes from one to the other without a word to its relays: any stream will do, for who has one knows the network's secret, and
+/// a channel's number is known to its ends.
+fn is_foreign(source: SocketAddr, from: SocketAddr) -> bool {
+    canonical(source) != canonical(from) && !(is_guest(&source) && is_guest(&from))
 }
 
 /// An IPv4 endpoint that a dual-stack socket shows as IPv6 is the same endpoint; flow labels are no part of one.
