@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use meshd::identity::NetworkSecret;
 use meshd::node::{StreamNews, StreamWish};
 use meshd::wire::stream::{ACCEPTED, TLS_PORT, endpoint};
 
