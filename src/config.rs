@@ -54,6 +54,8 @@ pub struct UpConfig {
     pub lanes: usize,
     /// Whether lanes look for work for a while before they sleep.
     pub busy_poll: bool,
+    /// Whether to find out how long a datagram each path carries.
+    pub search_mtu: bool,
     /// Whether the gateway is asked to let others in.
     pub port_mapping: bool,
     /// The account to become (`--user`): a name or a number; `None`: the usual one.

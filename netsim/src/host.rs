@@ -119,6 +119,11 @@ impl Process {
         process
     }
 
+    /// As `meshd up --search-mtu`.
+    pub fn search_mtus(&mut self) {
+        self.node.search_mtus();
+    }
+
     /// A frame that the host wrote into its TAP.
     pub fn frame(&mut self, frame: &[u8], scratch: &mut Scratch, now: Instant, output: &mut Output) {
         let batch = &mut scratch.0;

@@ -156,6 +156,8 @@ impl World {
             }
             return;
         }
+        let sent = self.sent.entry((host, stream.other.0)).or_default();
+        *sent = (sent.0 + 1, sent.1 + bytes.len() as u64);
         let now = self.now();
         let at = self.travel(dialler, stream.place, stream.dialled, bytes.len() + HEADERS, now, RETRANSMIT);
         let at = at.max(stream.last);

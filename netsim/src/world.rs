@@ -153,6 +153,8 @@ pub struct World {
     scratch: Scratch,
     home: Network,
     pub(crate) streams: Streams,
+    /// Whether nodes that start from now on find out what paths carry.
+    pub searches_mtu: bool,
     /// Connections accepted so far.
     pub(crate) accepted: u32,
 }
@@ -212,6 +214,7 @@ impl World {
             links: seed.chance("links"),
             scratch: Scratch::default(),
             streams: Streams::new(),
+            searches_mtu: false,
             accepted: 0,
         }
     }
@@ -373,7 +376,11 @@ impl World {
         let seed = self.seed.chance(&format!("{} life {}", host.name, host.life)).bytes();
         self.directory.start(id, host.life, &config, unix);
         let mut output = Output::default();
-        host.process = Some(Process::start(config, seed, now, unix, &mut output));
+        let mut process = Process::start(config, seed, now, unix, &mut output);
+        if self.searches_mtu {
+            process.search_mtus();
+        }
+        host.process = Some(process);
         self.note(id, format_args!("start"));
         self.settle(id, output);
         self.tell_endpoints(id);

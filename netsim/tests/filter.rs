@@ -39,7 +39,10 @@ fn arrives(world: &mut World, from: HostId, to: HostId, ports: (u16, u16), flags
 }
 
 fn load(world: &mut World, host: HostId, rules: &str) -> Reply {
-    world.ask(host, Command::LoadFilter { rules: rules.to_owned() })
+    let reply = world.ask(host, Command::LoadFilter { rules: rules.to_owned() });
+    // Until forwarding has the next picture.
+    world.run_for(Duration::from_millis(20));
+    reply
 }
 
 #[test]

@@ -78,8 +78,12 @@ fn why(world: &mut World, from: HostId, to: HostId) -> WhyInfo {
 }
 
 /// Which reasons are true of a pair.
-fn reasons(way: Way, without_udp: bool) -> &'static [PathReason] {
+fn reasons(way: Way, without_udp: bool, without_family: bool) -> &'static [PathReason] {
     match way {
+        // Both are true, and each side knows one of them.
+        Way::Relayed if without_udp && without_family => {
+            &[PathReason::RelayedUdpBlocked, PathReason::DirectStream, PathReason::RelayedNoCandidates]
+        }
         // Who can be dialled may have been, before the relay knew it.
         Way::Relayed if without_udp => &[PathReason::RelayedUdpBlocked, PathReason::DirectStream],
         // A port may have been foreseen or guessed before the mere knock came through.
@@ -107,7 +111,8 @@ fn hold_against_the_oracle(row: usize) {
             Way::Relayed if without_udp => &["relayed", "stream"],
             Way::Relayed => &["relayed"],
         };
-        let reasons = reasons(way, without_udp);
+        let without_family = kind.boxes().iter().zip(other_kind.boxes()).all(|(a, b)| a.is_none() || b.is_none());
+        let reasons = reasons(way, without_udp, without_family);
         for seed in 0..SEEDS {
             let what = format!("{name} with {other}, seed {seed}");
             let number = 20_000 + (row * 100 + column) as u64 * 100 + seed;

@@ -54,6 +54,7 @@ fn assert_lossless(world: &mut World, conversation: usize) {
 /// Two on a LAN whose interfaces carry `mtu`, with a conversation of full frames that begins as soon as they know each other.
 fn two_on_a_lan(seed: u64, mtu: usize) -> (World, [HostId; 2], SegmentId, usize) {
     let mut world = World::new(Seed::or(seed));
+    world.searches_mtu = true;
     let (lan, laptops) = world.lan(2);
     world.topology.set_conditions(lan, with_mtu(Conditions::LAN, mtu));
     world.settle_within(3 * SECOND);
@@ -96,6 +97,7 @@ fn on_a_path_of_1500_bytes_only_what_exceeds_it_is_cut() {
 #[test]
 fn jumbo_frames_go_whole_where_the_interfaces_carry_them() {
     let mut world = World::new(Seed::or(50_010));
+    world.searches_mtu = true;
     let (lan, laptops) = (world.switch(), [(); 2]);
     world.topology.set_conditions(lan, with_mtu(Conditions::LAN, 9000));
     let laptops: Vec<_> = laptops.iter().flat_map(|()| world.laptops(1, lan)).collect();
@@ -118,6 +120,7 @@ fn jumbo_frames_go_whole_where_the_interfaces_carry_them() {
 /// A home whose LAN carries 1500 bytes, and somebody on an Internet that carries `mtu`: nobody's interface says so.
 fn home_and_public(seed: u64, mtu: usize) -> (World, [HostId; 2], SegmentId) {
     let mut world = World::new(Seed::or(seed));
+    world.searches_mtu = true;
     let internet = world.internet();
     let public = world.laptops(1, internet)[0];
     let (lan, _) = world.home_behind(NatKind::PORT_RESTRICTED, internet);
@@ -153,6 +156,7 @@ fn a_black_hole_in_the_middle_is_noticed_and_what_still_passes_is_used() {
 /// Two that share a fast LAN, and another way: by a third that is on a LAN with each.
 fn two_ways(seed: u64) -> (World, [HostId; 2], HostId, SegmentId) {
     let mut world = World::new(Seed::or(seed));
+    world.searches_mtu = true;
     let [fast, left, right] = [(); 3].map(|()| world.switch());
     let pair = [(); 2].map(|()| world.laptops(1, fast)[0]);
     let relay = world.laptops(1, left)[0];
@@ -207,6 +211,7 @@ fn a_path_that_comes_to_carry_no_data_any_more_is_left() {
 fn a_relayed_path_is_measured_from_end_to_end() {
     for (narrow, found) in [(1500, 1500), (1420, 1420)] {
         let mut world = World::new(Seed::or(50_050 + narrow as u64));
+        world.searches_mtu = true;
         let [left, right] = [(); 2].map(|()| world.switch());
         let (a, b, relay) = (world.laptops(1, left)[0], world.laptops(1, right)[0], world.laptops(1, left)[0]);
         world.topology.attach(relay, right);

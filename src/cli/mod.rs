@@ -273,6 +273,9 @@ struct Settings {
     /// Look for packets for 20 ms before sleeping: less latency, for up to two cores a lane
     #[arg(long, env = "MESHD_BUSY_POLL")]
     busy_poll: bool,
+    /// Find out how long a datagram each path carries, instead of taking it to be 1452 bytes (an experiment)
+    #[arg(long, env = "MESHD_SEARCH_MTU")]
+    search_mtu: bool,
     /// Whom the process becomes after its start, if root starts it: a name, a number, or root [default: meshd if there is such an account, else 4747]
     #[arg(long, env = "MESHD_USER", value_name = "USER")]
     user: Option<String>,
@@ -451,6 +454,7 @@ fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, se
         port: settings.port,
         lanes: settings.lanes.into(),
         busy_poll: settings.busy_poll,
+        search_mtu: settings.search_mtu,
         port_mapping: !settings.no_port_mapping,
         user: settings.user,
         state,

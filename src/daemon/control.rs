@@ -128,10 +128,14 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     tokio::spawn(server.serve(commands_to_us));
 
     tracing::info!("network {} ({}), as {}", network.name, network.id().short(), config.name);
+    let mut node = Node::new(config.node, seed()?, Instant::now(), unix_now());
+    if config.search_mtu {
+        node.search_mtus();
+    }
     let mut control = Control {
         overlay: Overlay(network),
         mtu: config.node.mtu,
-        node: Node::new(config.node, seed()?, Instant::now(), unix_now()),
+        node,
         queue: device.queue(0)?,
         device,
         socket,

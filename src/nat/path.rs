@@ -194,6 +194,13 @@ impl PathAgent {
         self.candidates().into_iter().find(works).map(|candidate| candidate.endpoint)
     }
 
+    /// The places without a relay from which the peer has answered, the primary first; at most four.
+    pub fn proved(&self) -> Vec<SocketAddr> {
+        let others = self.candidates.iter().filter(|it| it.answered.is_some() && it.relays == 0).map(|it| it.endpoint);
+        let others = others.filter(|endpoint| Some(*endpoint) != self.primary);
+        self.primary.into_iter().chain(others).take(4).collect()
+    }
+
     /// A path that is not the primary is asked with `nonce`, only to be kept open; not sooner than `pace` after the last time.
     pub fn begin_refresh(&mut self, nonce: u64, pace: Duration, now: Instant) -> bool {
         let due = self.refresh.is_none_or(|(_, asked)| now >= asked + pace);

@@ -312,7 +312,9 @@ impl Node {
             [(near, far), (far, near)].into_iter().filter_map(move |(from, to)| {
                 let meters = [Arc::clone(meter), Arc::clone(total.as_ref()?)];
                 let (channel, to) = (to.outbound?, place(to)?);
-                Some((from.inbound, Channel::Relay { from: place(from)?, to, channel, meters }))
+                let sender = self.peers.get(&from.peer).filter(|peer| peer.is_direct())?;
+                let relay = Channel::Relay { from: sender.paths.proved().into(), to, channel, meters };
+                Some((from.inbound, relay))
             })
         })
     }

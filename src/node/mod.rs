@@ -108,6 +108,8 @@ const MAX_UNPROVED: usize = 1024;
 /// One node of one network.
 pub struct Node {
     config: NodeConfig,
+    /// Whether it finds out how long a datagram each path carries.
+    searches_mtu: bool,
     network: NetworkId,
     clock: Clock,
     rng: ChaCha20Rng,
@@ -173,6 +175,7 @@ impl Node {
         let mut gate_seed = [0; 32];
         rng.fill_bytes(&mut gate_seed);
         let mut node = Self {
+            searches_mtu: false,
             network,
             clock: Clock { start: now, unix_start: unix_now, phase: CHECK_INTERVAL * (rng.next_u32() % 256) / 256 },
             epochs: Epochs::new(&config),

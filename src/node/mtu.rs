@@ -27,8 +27,16 @@ const BUSY: Duration = Duration::from_secs(3);
 const WORTH: u64 = 10;
 
 impl Node {
+    /// From now on it finds out how long a datagram each path carries. Otherwise every path is taken to carry what most do.
+    pub fn search_mtus(&mut self) {
+        self.searches_mtu = true;
+    }
+
     /// Looks at how long a datagram the path to a peer carries.
     pub(super) fn tend_mtu(&mut self, id: PeerId, now: Instant) {
+        if !self.searches_mtu {
+            return;
+        }
         let seed = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };

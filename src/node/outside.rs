@@ -11,6 +11,7 @@ use rand_core::Rng;
 use crate::identity::PeerId;
 use crate::switch::seal_message;
 use crate::wire::Message;
+use crate::wire::relay::is_discard;
 use crate::wire::socket::split;
 
 use super::Node;
@@ -23,13 +24,18 @@ impl Node {
         let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.is_direct()) else { return };
         let (Some(transport), Some(primary)) = (&peer.current, peer.paths.primary()) else { return };
         let other = !split(primary).1.is_ipv6();
-        let translated = |(seen, at)| !self.own.endpoints.contains(&seen) && now >= at + WARM_PROBE_AFTER;
-        if !self.observations.seen_by(id, other).is_some_and(translated) {
+        let (due, pace) = match self.observations.seen_by(id, other) {
+            Some((seen, at)) => (!self.own.endpoints.contains(&seen) && now >= at + WARM_PROBE_AFTER, CHECK_INTERVAL),
+            // What would have told us was lost; or it cannot be reached there, so not too often.
+            None => (self.own.endpoints.iter().any(|endpoint| endpoint.is_ipv6() == other), WARM_PROBE_AFTER),
+        };
+        if !due {
             return;
         }
-        let Some(endpoint) = peer.paths.working(other) else { return };
+        let untried = || peer.paths.endpoints().into_iter().find(|at| at.is_ipv6() == other && !is_discard(at));
+        let Some(endpoint) = peer.paths.working(other).or_else(untried) else { return };
         let nonce = self.rng.next_u64();
-        if peer.paths.begin_refresh(nonce, CHECK_INTERVAL, now)
+        if peer.paths.begin_refresh(nonce, pace, now)
             && let Some(bytes) = seal_message(transport, &Message::Ping { nonce }, now)
         {
             self.outbox.push_back(Transmit::to(endpoint, bytes));

@@ -102,7 +102,7 @@ impl Node {
             transport: peer.and_then(|peer| peer.current.clone()).filter(|_| is_there),
             endpoint,
             via,
-            path_payload: mtu.payload(endpoint),
+            path_payload: if self.searches_mtu { mtu.payload(endpoint) } else { mtu.expected_payload(endpoint) },
             expected_payload: mtu.expected_payload(endpoint),
             serves: record.membership().roles().contains(Roles::BRIDGE),
             clauses: None,

@@ -160,16 +160,14 @@ impl Node {
 
     /// What may choose a path is as long as a handshake: who answers that can be sent data.
     pub(super) fn probe_where(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) {
-        self.probe_with(id, wanted, seal_probe, now);
+        self.probe_with(id, wanted, self.probe_seal(), now);
     }
 
-    fn probe_with(
-        &mut self,
-        id: PeerId,
-        wanted: impl Fn(&SocketAddr) -> bool,
-        seal: fn(&Transport, &Message, Instant) -> Option<Vec<u8>>,
-        now: Instant,
-    ) {
+    fn probe_seal(&self) -> Seal {
+        if self.searches_mtu { seal_probe } else { seal_message }
+    }
+
+    fn probe_with(&mut self, id: PeerId, wanted: impl Fn(&SocketAddr) -> bool, seal: Seal, now: Instant) {
         let nonce = self.rng.next_u64();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         let Some(transport) = peer.current.clone() else { return };
@@ -314,6 +312,7 @@ impl Node {
         if self.is_overlay(there.ip()) || number != 0 && self.surveys.is_aside(number, id) {
             return;
         }
+        let seal = self.probe_seal();
         let Some(peer) = self.peers.get_mut(&id) else { return };
         if peer.paths.primary() == Some(endpoint) || peer.is_aside(endpoint) {
             return;
@@ -337,7 +336,7 @@ impl Node {
             self.probe_where(id, |candidate| !between_relays || relayed(Some(*candidate)), now);
         } else if let Some(nonce) = peer.paths.join_round(endpoint)
             && let Some(transport) = peer.current.clone()
-            && let Some(bytes) = seal_probe(&transport, &Message::Ping { nonce }, now)
+            && let Some(bytes) = seal(&transport, &Message::Ping { nonce }, now)
         {
             // It has found a way already.
             self.outbox.push_back(Transmit::to(endpoint, bytes));
@@ -380,6 +379,9 @@ impl Node {
         self.schedule_reconnect(id, now);
     }
 }
+
+/// How a message is sealed.
+type Seal = fn(&Transport, &Message, Instant) -> Option<Vec<u8>>;
 
 /// As long as the shortest datagram that every path carries.
 fn seal_probe(transport: &Transport, message: &Message, now: Instant) -> Option<Vec<u8>> {

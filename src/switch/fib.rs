@@ -56,7 +56,8 @@ pub enum Channel {
     /// We are their relay.
     Relay {
         /// Where they must come from.
-        from: SocketAddr,
+        /// Who has several ways to us need not use the one that we use.
+        from: Arc<[SocketAddr]>,
         /// Where they go.
         to: SocketAddr,
         /// The channel they go on by.

@@ -162,7 +162,7 @@ impl Ingress {
                 None
             }
             Some(Channel::Relay { from, .. })
-                if batch.slots()[index].source.is_none_or(|source| is_foreign(source, *from)) =>
+                if batch.slots()[index].source.is_none_or(|source| from.iter().all(|at| is_foreign(source, *at))) =>
             {
                 Some(Verdict::Drop(DropReason::ForeignChannel))
             }

@@ -260,7 +260,7 @@ fn relayed(datagrams: &[(Vec<u8>, Ecn)], from: u8) -> (Batch, Ingress) {
     let ends = [(endpoint(1), endpoint(2)), (endpoint(2), endpoint(1))];
     for ((inbound, outbound), (from, to)) in CHANNELS.into_iter().zip(ends) {
         let meters = [0; 2].map(|_| Arc::new(Meter::new(1_000_000_000, start())));
-        fib.channels.insert(inbound, Channel::Relay { from, to, channel: outbound, meters });
+        fib.channels.insert(inbound, Channel::Relay { from: [from].into(), to, channel: outbound, meters });
     }
     let mut batch = Batch::new(1 << 18, 256);
     for (bytes, ecn) in datagrams {
