@@ -6,6 +6,8 @@ use std::collections::VecDeque;
 use std::fmt::{self, Write};
 use std::time::Duration;
 
+use meshd::dht;
+
 /// Lines kept for reading: the end of a run is where it went wrong.
 const MAX_LINES: usize = 1_000_000;
 
@@ -112,6 +114,31 @@ impl Write for Fnv {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.update(text.as_bytes());
         Ok(())
+    }
+}
+
+/// What the directory tells a node, in a word.
+pub(crate) fn kind(event: &dht::Event) -> &'static str {
+    match event {
+        dht::Event::Found { .. } => "found",
+        dht::Event::NotFound { .. } => "not-found",
+        dht::Event::Gossip(_) => "gossip",
+        dht::Event::Sighting(_) => "sighting",
+        dht::Event::Standing(_) => "standing",
+        dht::Event::Met(_) => "met",
+        dht::Event::Statement(_) => "statement",
+    }
+}
+
+/// What a node wants of the directory, in a word.
+pub(crate) fn command_kind(command: &dht::Command) -> &'static str {
+    match command {
+        dht::Command::Publish(_) => "publish",
+        dht::Command::Lookup { .. } => "lookup",
+        dht::Command::Dial { .. } => "dial",
+        dht::Command::Listening(_) => "listening",
+        dht::Command::Homes(_) => "homes",
+        dht::Command::State(_) => "state",
     }
 }
 

@@ -23,7 +23,7 @@ use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
 use crate::stream::{StreamStep, Streams};
 use crate::topology::{PortId, SegmentId, Topology};
-use crate::trace::{Detail, Trace, fingerprint};
+use crate::trace::{Detail, Trace, command_kind, fingerprint, kind};
 use crate::transit::{Packet, TTL};
 
 /// The port of every node.
@@ -583,29 +583,6 @@ impl World {
 
     pub(crate) fn note(&mut self, host: HostId, what: std::fmt::Arguments<'_>) {
         self.trace.note(self.now, self.hosts[host.0].name.as_str(), what);
-    }
-}
-
-fn kind(event: &dht::Event) -> &'static str {
-    match event {
-        dht::Event::Found { .. } => "found",
-        dht::Event::NotFound { .. } => "not-found",
-        dht::Event::Gossip(_) => "gossip",
-        dht::Event::Sighting(_) => "sighting",
-        dht::Event::Standing(_) => "standing",
-        dht::Event::Met(_) => "met",
-        dht::Event::Statement(_) => "statement",
-    }
-}
-
-fn command_kind(command: &dht::Command) -> &'static str {
-    match command {
-        dht::Command::Publish(_) => "publish",
-        dht::Command::Lookup { .. } => "lookup",
-        dht::Command::Dial { .. } => "dial",
-        dht::Command::Listening(_) => "listening",
-        dht::Command::Homes(_) => "homes",
-        dht::Command::State(_) => "state",
     }
 }
 
