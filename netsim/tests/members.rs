@@ -179,7 +179,6 @@ fn of_two_admins_that_expel_each_other_the_younger_is_out_on_all_nodes() {
 }
 
 #[test]
-#[ignore = "open: who hears of the revocation before it hears that it is kept stops itself"]
 fn whom_an_expelled_admin_invited_falls_with_it_unless_kept() {
     let mut world = World::new(Seed::or(5500));
     let (lan, mut hosts) = world.lan(3);
@@ -324,7 +323,8 @@ fn who_is_expelled_does_not_even_see_the_control_network_any_more() {
         let told = world.topology.addresses(outcast);
         let captured = world.captured.take().expect("a capture runs");
         let spoken = captured.iter().filter(|sent| sent.from != outcast && told.contains(&sent.endpoint.ip()));
-        assert_eq!(spoken.count(), 0, "an expelled member was spoken to");
+        let spoken: Vec<_> = spoken.map(|sent| (sent.bytes[0], sent.bytes.len(), sent.at)).collect();
+        assert_eq!(spoken, [], "an expelled member was spoken to");
         world.run_for(100 * SECOND);
         for ping in pings {
             let conversation = world.conversation(ping);

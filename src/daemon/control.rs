@@ -124,17 +124,18 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     } else {
         (None, watch::channel(Vec::new()).1)
     };
-    let (commands_to_us, commands) = mpsc::channel(COMMANDS);
-    tokio::spawn(server.serve(commands_to_us));
-
-    tracing::info!("network {} ({}), as {}", network.name, network.id().short(), config.name);
+    let mtu = config.node.mtu;
     let mut node = Node::new(config.node, seed()?, Instant::now(), unix_now());
     if config.search_mtu {
         node.search_mtus();
     }
+    let (commands_to_us, commands) = mpsc::channel(COMMANDS);
+    tokio::spawn(server.serve(commands_to_us));
+
+    tracing::info!("network {} ({}), as {}", network.name, network.id().short(), config.name);
     let mut control = Control {
         overlay: Overlay(network),
-        mtu: config.node.mtu,
+        mtu,
         node,
         queue: device.queue(0)?,
         device,

@@ -60,6 +60,10 @@ impl Comparisons {
     }
 }
 
+/// From the news that we are no member any more to our leaving: that somebody keeps us may come a moment later, by another way. Twice as
+/// long would only show the operator later why nobody answers.
+const LEAVE_AFTER: Duration = Duration::from_secs(1);
+
 impl Node {
     /// What the disk keeps, before anything else is judged.
     pub(super) fn load_ledger(&mut self, now: Instant) {
@@ -136,7 +140,9 @@ impl Node {
             self.expel(id, &exclusion, now);
         }
         self.review_epochs(now);
-        self.check_ourselves();
+        if self.ledger.verdict(&self.config.chain).is_err() {
+            self.timers.set_if_earlier(Timer::Leave, now + LEAVE_AFTER);
+        }
         true
     }
 
@@ -157,7 +163,8 @@ impl Node {
         self.redraw(now);
     }
 
-    fn check_ourselves(&mut self) {
+    /// Leaves, if we are no member any more.
+    pub(super) fn check_ourselves(&mut self) {
         if let Err(exclusion) = self.ledger.verdict(&self.config.chain) {
             // Nobody will tell us again.
             self.keep_ledger();

@@ -342,6 +342,7 @@ impl Node {
                 Timer::Renew => self.renew_record(now),
                 Timer::Homes => self.choose_homes(now),
                 Timer::Expire => self.expire_records(now),
+                Timer::Leave => self.check_ourselves(),
                 Timer::Persist => self.persist(),
                 Timer::Keep => self.keep_ledger(),
                 Timer::Witness => self.witness(now),

@@ -39,6 +39,8 @@ pub(super) enum Timer {
     Homes,
     /// Expired records are to be forgotten.
     Expire,
+    /// We seem to be no member any more.
+    Leave,
     /// The records are to be kept on disk.
     Persist,
     /// The ledger is to be kept on disk.
@@ -57,7 +59,9 @@ impl Timer {
                 Reason::Session
             }
             Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
-            Self::Renew | Self::Homes | Self::Expire | Self::Persist | Self::Keep | Self::Witness => Reason::Records,
+            Self::Renew | Self::Homes | Self::Expire | Self::Leave | Self::Persist | Self::Keep | Self::Witness => {
+                Reason::Records
+            }
             Self::Fib => Reason::Fib,
         }
     }
