@@ -32,7 +32,7 @@ fn cut(here: &[&Laptop], there: &[&Laptop]) -> Result<()> {
             others.iter().map(|other| other.run("cat /sys/class/net/eth0/address")).collect::<Result<Vec<_>>>()?;
         let macs = macs.iter().map(|mac| mac.trim()).collect::<Vec<_>>().join(", ");
         let rules = format!(
-            "table inet cut {{ chain in {{ type filter hook input priority -10; iifname eth0 ether saddr {{ {macs} }} drop; }} }}"
+            "table inet cut {{\n chain in {{\n type filter hook input priority -10\n iifname eth0 ether saddr {{ {macs} }} drop\n }}\n}}\n"
         );
         for laptop in group {
             let path = laptop.dir.join("cut.nft");
