@@ -2,7 +2,7 @@
 //!
 //! A libp2p swarm reads clocks, so it cannot run in virtual time. The model keeps what matters to a node: control
 //! connections come of `Dial` and need a way in the topology, which may lead out through gateways, in only where a port is
-//! mapped, or by a circuit through a home relay ([`crate::circuits`]); a newcomer's first connections tell it whom they know; a record is gossiped once, to whoever is connected then, and put
+//! mapped, or by a circuit through a home relay (`circuits`); a newcomer's first connections tell it whom they know; a record is gossiped once, to whoever is connected then, and put
 //! into the shards of the nodes nearest to its keys; statements are gossiped, and compared with each new connection; a lookup asks the nearest shards that it hears of and can reach; everything takes its time; mDNS announces on the
 //! LAN at the start and at intervals.
 

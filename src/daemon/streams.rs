@@ -3,7 +3,7 @@
 //! One thread drives all of them, with a half of a forwarder of its own: TLS and TCP must hold up neither the lanes nor the control
 //! side. What comes in is judged there like in a lane and goes to the TAP, the UDP socket or another stream; what is to go out is
 //! handed over by whoever has it ([`super::outlets`]). Nothing waits for long: the kernel is given little ahead of time, and what
-//! has waited behind it for [`STALE`] is dropped, as a router would.
+//! has waited behind it for `STALE` is dropped, as a router would.
 //!
 //! Those who dial us at the usual port come by way of the control network, which has the port; at 443 we listen ourselves, and what
 //! turns out to be of the control network is passed on to it. Who has not proved to know the network's secret is told nothing.

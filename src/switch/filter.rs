@@ -2,7 +2,7 @@
 //!
 //! The node has sorted out who may send what: of each member it keeps the [`Clause`]s that concern it. Here a packet is held against them
 //! in order. What answers something that this machine has begun passes whatever they say, so the other half notes what goes out
-//! ([`Flows`]); a bounded table of keyed hashes, shared by all lanes without a lock. Address resolution and ICMP errors always pass:
+//! (`Flows`); a bounded table of keyed hashes, shared by all lanes without a lock. Address resolution and ICMP errors always pass:
 //! without them no network works. Where no rule denies anything there is no table, and a frame costs nothing more.
 
 use std::ops::RangeInclusive;
