@@ -24,13 +24,13 @@ fn peer(of: &Node, name: &str) -> Result<serde_json::Value> {
 }
 
 /// Two laptops with a router between, the second joined by the first one's invite.
-fn routed(lab: &mut Lab) -> Result<(Routed, [Node; 2])> {
+fn routed(lab: &mut Lab, options: &[&str]) -> Result<(Routed, [Node; 2])> {
     let routed = Routed::new(lab, ["ada", "bob"], "router")?;
     routed.ends[0].found("party")?;
-    let first = routed.ends[0].up()?;
+    let first = routed.ends[0].up_with(options)?;
     // This one says where it is.
     routed.ends[1].join(&routed.ends[0].invite(&[])?)?;
-    let second = routed.ends[1].up()?;
+    let second = routed.ends[1].up_with(options)?;
     for node in [&first, &second] {
         node.wait_connected(1, MEET)?;
     }
@@ -48,7 +48,7 @@ fn renumber(laptop: &Laptop, router: Ipv4Addr, last: u8) -> Result<()> {
 #[test]
 fn an_address_that_changes_in_the_midst_of_a_download_costs_it_less_than_two_seconds() {
     in_lab(|lab| {
-        let (routed, nodes) = routed(lab)?;
+        let (routed, nodes) = routed(lab, &[])?;
         let [ada, bob] = &routed.ends;
         let _server = iperf3::serve(bob, 5201)?;
         // The receiver says in which tenths of a second something came. Who sends hears of a new address only by what the other does.
@@ -90,7 +90,7 @@ fn long_datagrams(laptop: &Laptop, target: Ipv4Addr, payload: usize) -> Result<u
 #[test]
 fn what_the_path_carries_goes_whole_and_when_a_router_grows_narrow_that_is_noticed() {
     in_lab(|lab| {
-        let (routed, nodes) = routed(lab)?;
+        let (routed, nodes) = routed(lab, &["--search-mtu"])?;
         let (ada, target) = (&routed.ends[0], nodes[1].ipv4());
         let path_mtu = |node: &Node, name: &str| -> Result<Option<u64>> { Ok(peer(node, name)?["path_mtu"].as_u64()) };
         let begin = Instant::now();

@@ -95,7 +95,7 @@ impl Wire {
         let mut ends = Vec::new();
         let mut taps = Vec::new();
         for (name, last) in names.into_iter().zip(1..) {
-            let (tap, joint) = (format!("wire-{name}"), format!("joint-{name}"));
+            let (tap, joint) = (format!("w-{name}"), format!("j-{name}"));
             run(&format!("ip link add {joint} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"))?;
             let laptop = lab.laptop_at(name, [x, y, z, last].into(), &joint)?;
             let device = DeviceBuilder::new().name(&tap).layer(Layer::L2).mtu(1500).enable(false).build_sync();
