@@ -24,7 +24,7 @@ const MENDED: Duration = Duration::from_secs(90);
 
 /// Letters that look like no MAC and no address.
 fn name(number: usize) -> String {
-    format!("home-{number}")
+    format!("h{number}")
 }
 
 /// What is to be done.
