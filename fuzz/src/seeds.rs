@@ -96,7 +96,7 @@ fn main() {
         Message::Record(record(5).bytes().to_vec()),
         Message::Keepalive,
         Message::Statement(revocation().bytes().to_vec()),
-        Message::Ledger { digest: [1; 16] },
+        Message::Ledger { digest: [1; 16], secret: [2; 16] },
         Message::Buckets(vec![1; 512]),
         Message::Secret { epoch: revocation().bytes().to_vec(), secret: [1; 32] },
         Message::Goodbye,

@@ -50,6 +50,8 @@ pub struct PathAgent {
 struct Round {
     nonce: u64,
     sent: Instant,
+    /// When the first was sent of those that nobody has answered, this one the last.
+    since: Instant,
     decided: bool,
     /// Whether one more has been asked since. Not more: its answer may look like a move in turn.
     joined: bool,
@@ -269,8 +271,9 @@ impl PathAgent {
     /// primary.
     pub fn begin_round(&mut self, nonce: u64, wanted: impl Fn(&SocketAddr) -> bool, now: Instant) -> Vec<SocketAddr> {
         self.earlier = self.round;
+        let since = self.unanswered_since().unwrap_or(now);
         let endpoints: Vec<_> = self.endpoints().into_iter().filter(wanted).collect();
-        self.round = Some(Round { nonce, sent: now, decided: false, joined: false });
+        self.round = Some(Round { nonce, sent: now, since, decided: false, joined: false });
         endpoints
     }
 
@@ -290,7 +293,12 @@ impl PathAgent {
 
     /// Whether nobody has answered the last probes yet.
     pub fn is_unanswered(&self) -> bool {
-        self.round.is_some_and(|round| !round.decided)
+        self.unanswered_since().is_some()
+    }
+
+    /// Since when nobody has answered any probes.
+    pub fn unanswered_since(&self) -> Option<Instant> {
+        self.round.filter(|round| !round.decided).map(|round| round.since)
     }
 
     /// Datagrams of the peer come from elsewhere than the primary. Whether to probe for that: at once the first time, soon

@@ -74,6 +74,11 @@ impl Epochs {
         self.known[0].fingerprint == *fingerprint
     }
 
+    /// By which peers compare their newest secrets: the first half of its fingerprint.
+    pub(super) fn newest_mark(&self) -> [u8; 16] {
+        std::array::from_fn(|nth| self.known[0].fingerprint[nth])
+    }
+
     fn knows(&self, fingerprint: &[u8; 32]) -> bool {
         self.known.iter().any(|epoch| epoch.fingerprint == *fingerprint)
     }
@@ -189,6 +194,7 @@ impl Node {
         }
         tracing::info!("the network has a new secret");
         self.events.push_back(Event::Secrets(self.secrets()));
+        self.note_ledger_news();
         let ids: Vec<_> = self.peers.keys().copied().collect();
         for id in ids {
             self.tell_secret(id, now);

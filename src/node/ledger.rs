@@ -3,7 +3,7 @@
 //!
 //! Two nodes with a new session tell each other the digests of their ledgers; who sees another than its own says what it has
 //! by buckets, and is sent what it may lack ([`crate::dht::ledger`]). So a partition that heals is of one mind after a round
-//! trip or two, and whoever missed a push has it with the next handshake.
+//! trip or two. Any of it may be lost on the way, so the digest is told a few times, after news too.
 //!
 //! A member that meets somebody who joined by an invite says so after a while, unless somebody else has by then.
 
@@ -29,6 +29,10 @@ const MAX_ANSWER: usize = 64;
 /// Answers that one peer gets within [`COMPARISON_SPAN`]: every statement that a ledger holds, once.
 const MAX_COMPARISONS: u32 = 128;
 const COMPARISON_SPAN: Duration = Duration::from_secs(60);
+
+/// How often a peer is told the digest of a ledger: at once, and at the next looks. Three datagrams in a row are not lost on a
+/// path worth having.
+const TELLINGS: u32 = 3;
 
 /// How long statements wait to be written to disk: the news of one moment, once.
 const KEEP_AFTER: Duration = Duration::from_millis(250);
@@ -117,6 +121,7 @@ impl Node {
         for id in others {
             self.send_message(id, &message, now);
         }
+        self.note_ledger_news();
         self.timers.set_if_earlier(Timer::Keep, now + KEEP_AFTER);
         self.events.push_back(Event::Directory(dht::Command::State(Arc::clone(&statement))));
         let about = match statement.fact() {
@@ -174,15 +179,36 @@ impl Node {
 
     /// Tells a peer with a new session what our ledger is, if we have heard anything.
     pub(super) fn tell_ledger(&mut self, id: PeerId, now: Instant) {
-        if !self.ledger.is_empty() {
-            self.send_message(id, &Message::Ledger { digest: self.ledger.digest() }, now);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.tellings = 0;
+        }
+        self.tell_ledger_again(id, now);
+    }
+
+    /// The same at a look, unless it was told often enough.
+    pub(super) fn tell_ledger_again(&mut self, id: PeerId, now: Instant) {
+        if self.ledger.is_empty() {
+            return;
+        }
+        let message = Message::Ledger { digest: self.ledger.digest(), secret: self.epochs.newest_mark() };
+        if let Some(peer) = self.peers.get_mut(&id).filter(|peer| peer.tellings < TELLINGS) {
+            peer.tellings += 1;
+            self.send_message(id, &message, now);
         }
     }
 
-    /// A peer's ledger has this digest.
-    pub(super) fn handle_ledger(&mut self, id: PeerId, digest: [u8; 16], now: Instant) {
+    /// Our ledger or our secret is another. It has just been pushed; whom that does not reach is told at the next looks.
+    pub(super) fn note_ledger_news(&mut self) {
+        self.peers.values_mut().for_each(|peer| peer.tellings = peer.tellings.min(1));
+    }
+
+    /// A peer's ledger has this digest, and of its secrets this is the newest.
+    pub(super) fn handle_ledger(&mut self, id: PeerId, digest: [u8; 16], secret: [u8; 16], now: Instant) {
         if digest != self.ledger.digest() {
             self.send_message(id, &Message::Buckets(self.ledger.buckets()), now);
+        }
+        if secret != self.epochs.newest_mark() {
+            self.tell_secret(id, now);
         }
     }
 

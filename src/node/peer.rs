@@ -51,6 +51,8 @@ pub(super) struct Peer {
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
+    /// How often it was told what our ledger is, since that or the session changed.
+    pub(super) tellings: u32,
     /// What it asked of our ledger.
     pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
@@ -121,6 +123,7 @@ impl Peer {
             cookies: CookieJar::default(),
             stamp: 0,
             told: 0,
+            tellings: 0,
             comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
             probed: None,

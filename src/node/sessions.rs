@@ -112,6 +112,7 @@ impl Node {
             self.probe_primary(id, now);
         }
         self.tend_mtu(id, now);
+        self.tell_ledger_again(id, now);
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
@@ -245,7 +246,7 @@ impl Node {
             Message::Offer { peer, channel, way } => self.handle_offer(id, peer, channel, way, now),
             Message::Accept { channel, mark } => self.handle_accept(id, channel, mark, now),
             Message::Reached { peer } => self.handle_reached(id, peer, now),
-            Message::Ledger { digest } => self.handle_ledger(id, digest, now),
+            Message::Ledger { digest, secret } => self.handle_ledger(id, digest, secret, now),
             Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
             Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
             Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),

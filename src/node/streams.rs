@@ -1,6 +1,7 @@
 //! Where no UDP comes back, a member is dialled by TCP, and the same datagrams go by that stream.
 //!
-//! One stream to one member that others reach is enough: it relays to everybody else, so nobody is dialled to whom a relay leads.
+//! A stream to a member that others reach leads to everybody else, for it relays: so nobody is dialled to whom a relay leads. A few are
+//! dialled together, and those that answer at once are kept: each is a shorter way to one member.
 //! A stream is one more candidate ([`crate::wire::stream`]), worse than UDP and better than a relay; while it is the path, UDP is tried again
 //! and again, and what is no longer the path is hung up. Only who has no UDP dials; who is dialled learns of it by the first datagram.
 
@@ -29,7 +30,7 @@ const MEMBERS_AT_ONCE: usize = 3;
 /// Places of a member that are dialled in one try, that for TLS not counted: with the next try come the next two.
 const PLACES: usize = 2;
 
-/// Streams that we have dialled and that lead to a member, in all: one is enough, and one may be on its way out.
+/// Streams that we have dialled and that lead to a member, in all: those dialled together, and one that may be on its way out.
 const MAX_STREAMS: usize = 4;
 
 /// Who was dialled in vain is not dialled again for so long, doubled each time. That is a connection of a few packets every ten
@@ -260,7 +261,7 @@ impl Node {
         self.note_source(id, path, now);
         match number_behind(&path) {
             Some(number) if number & ACCEPTED == 0 => {
-                // One is enough, so what is still being dialled is given up; what is there may be the other side's path by now.
+                // What is still being dialled is given up; what is there may be the other side's path by now.
                 let ours = self.streams.open.iter().filter(|(_, stream)| stream.stage == Stage::Dialled);
                 for other in ours.map(|(other, _)| *other).collect::<Vec<_>>() {
                     self.drop_stream(other, now);
@@ -298,7 +299,10 @@ impl Node {
         if self.is_led_to(id, now) {
             return;
         }
-        if !gone && self.streams.heard.is_some_and(|heard| now < heard + UDP_LIVES) {
+        // What came by UDP since the member was asked in vain tells enough: it is silent, not UDP.
+        let vain = self.peers.get(&id).and_then(|peer| peer.paths.unanswered_since().max(peer.last_heard()));
+        let lives = |heard| if gone { vain.is_some_and(|vain| heard > vain) } else { now < heard + UDP_LIVES };
+        if self.streams.heard.is_some_and(lives) {
             return;
         }
         let Some(asked) = self.streams.asked.filter(|asked| now < *asked + ASKED_LATELY) else {

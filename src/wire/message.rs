@@ -302,6 +302,8 @@ pub enum Message {
     Ledger {
         /// Of all its statements.
         digest: [u8; 16],
+        /// The first half of the fingerprint of the newest secret that it knows.
+        secret: [u8; 16],
     },
     /// In answer to a [`Message::Ledger`] that is not ours: the digests of the parts of the sender's. Send what it may lack.
     Buckets(Vec<u8>),
