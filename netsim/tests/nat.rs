@@ -267,14 +267,17 @@ fn a_laptop_with_temporary_addresses_is_known_by_its_stable_one() {
         let ada = &homes.homes[0].laptop;
         ada.run("sysctl -qw net.ipv6.conf.eth0.use_tempaddr=2")?;
         ada.run("ip -6 addr replace 2001:db8:65::2/64 dev eth0 mngtmpaddr nodad")?;
-        let by_default = ada.run("ip -6 route get 2001:db8::1")?;
-        ensure!(!by_default.contains("src 2001:db8:65::2 "), "the kernel has made no temporary address: {by_default}");
+        wait_for("the kernel has made a temporary address", MEET, || {
+            Ok(!ada.run("ip -6 route get 2001:db8::1")?.contains("src 2001:db8:65::2 "))
+        })?;
         homes.public.found("party")?;
         let public = homes.public.up()?;
         ada.join(&homes.public.invite(&[])?)?;
         let node = ada.up()?;
         node.wait_connected(1, MEET)?;
-        ensure!(endpoint_of(&homes.homes[0], &public)? == "[2001:db8:65::2]:4747", "not the stable one");
+        wait_for("it is seen at the stable one", MEET, || {
+            Ok(endpoint_of(&homes.homes[0], &public)? == "[2001:db8:65::2]:4747")
+        })?;
         wait_for("it is seen there", MEET, || Ok(ada.ask(&["status"])?["mapping"] == "untranslated"))?;
         let status = ada.ask(&["status"])?;
         ensure!(status["endpoints"] == serde_json::json!(["[2001:db8:65::2]:4747"]), "{status}");

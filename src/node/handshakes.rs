@@ -192,7 +192,7 @@ impl Node {
         if peer.departed || !known || !self.is_warm() {
             return;
         }
-        let wait = (RECONNECT_FIRST * (1 << peer.failures.min(5))).min(RECONNECT_MAX);
+        let wait = (RECONNECT_FIRST * (1 << peer.failures.saturating_sub(1).min(5))).min(RECONNECT_MAX);
         let wait = if peer.failures < RECONNECT_TIRED { wait } else { RECONNECT_RARE };
         let wait = self.jittered(wait);
         self.timers.set(Timer::Reconnect(id), now + wait);
