@@ -201,7 +201,7 @@ impl Node {
         }
     }
 
-    /// A stream is gone: it is nobody's path any more. Whose path it was is dialled again at once.
+    /// A stream is gone: it is nobody's path any more. Whose path it was is dialled again at once, if it was we who had dialled.
     fn forget_stream(&mut self, number: u32, now: Instant) {
         let at = endpoint(number);
         let of = |peer: &&mut Peer| peer.paths.knows(at);
@@ -212,7 +212,9 @@ impl Node {
             if self.peers.get(&id).is_some_and(|peer| peer.current.is_some()) {
                 self.probe(id, now);
                 self.seek_relays(id, now);
-                self.dial_for(id, now);
+                if number & ACCEPTED == 0 {
+                    self.dial_for(id, now);
+                }
             }
         }
     }
