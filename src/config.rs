@@ -108,6 +108,8 @@ pub struct NodeConfig {
     pub tls: bool,
     /// Whether this machine has AES in hardware.
     pub hardware_aes: bool,
+    /// Whether sessions have ML-KEM mixed in where the peer wants it too.
+    pub post_quantum: bool,
     /// Members to try first, from the invite.
     pub contacts: Vec<Contact>,
     /// Records kept on disk from the last run, as bytes; checked again.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use meshd::identity::{Mac, PeerId};
 use meshd::session::Transport;
-use meshd::session::transport::{Cipher, Keys};
+use meshd::session::transport::{Cipher, Keys, Quantum};
 use meshd::switch::{Fib, FibPeer, Forwarder};
 use meshd::wire::{Batch, Verdict};
 use zeroize::Zeroizing;
@@ -47,6 +47,7 @@ fn picture(ours: u8, theirs: u8, path_payload: usize, now: Instant) -> Fib {
         send: Zeroizing::new([ours; 32]),
         receive: Zeroizing::new([theirs; 32]),
         cipher: Cipher::Aes256Gcm,
+        quantum: Quantum::Never,
         local: ours.into(),
         remote: theirs.into(),
         initiator: ours == 0,

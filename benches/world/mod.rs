@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use meshd::identity::{Mac, PeerId};
 use meshd::session::Transport;
-use meshd::session::transport::{Cipher, Keys};
+use meshd::session::transport::{Cipher, Keys, Quantum};
 use meshd::switch::{Fib, FibPeer, Forwarder};
 use meshd::tap::coalesce::{Coalescer, Offloads};
 use meshd::tap::segment::segment;
@@ -50,6 +50,7 @@ pub(crate) fn transport(ours: u8, theirs: u8, now: Instant) -> Transport {
         send: Zeroizing::new([ours; 32]),
         receive: Zeroizing::new([theirs; 32]),
         cipher: Cipher::Aes256Gcm,
+        quantum: Quantum::Never,
         local: ours.into(),
         remote: theirs.into(),
         initiator: ours == 0,

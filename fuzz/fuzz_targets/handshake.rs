@@ -43,5 +43,5 @@ fuzz_target!(|data: &[u8]| {
 
 fn begin(local: &Local, payload: &[u8]) -> (Initiator, Vec<u8>) {
     let bob = key(4).noise_secret().public();
-    Initiator::new(local, &bob, INDEX, payload, None, [1; 32]).expect("a sound payload")
+    Initiator::new(local, &bob, INDEX, payload, None, None, [1; 32]).expect("a sound payload")
 }

@@ -40,7 +40,7 @@ fuzz_target!(|data: &[u8]| {
                 let bob = key(4).noise_secret().public();
                 let payload = &bytes[..bytes.len().min(1024)];
                 let (_, initiation) =
-                    Initiator::new(&local(5), &bob, INDEX + 1, payload, None, [6; 32]).expect("short");
+                    Initiator::new(&local(5), &bob, INDEX + 1, payload, None, None, [6; 32]).expect("short");
                 give(&mut node, Punt::Handshake, &initiation, now);
                 continue;
             }
@@ -73,6 +73,7 @@ fn connected(now: Instant) -> Node {
         mtu: DEFAULT_MTU,
         boots: 0,
         hardware_aes: true,
+        post_quantum: true,
         relaying: meshd::config::Relaying::default(),
         tls: false,
         contacts: Vec::new(),
@@ -86,7 +87,7 @@ fn connected(now: Instant) -> Node {
     let bob = key(4).noise_secret().public();
     let hello = canonical::encode(&(1u64, record(3).bytes().to_vec()));
     let (mut initiator, initiation) =
-        Initiator::new(&local(3), &bob, INDEX, &hello, None, [1; 32]).expect("a sound payload");
+        Initiator::new(&local(3), &bob, INDEX, &hello, None, None, [1; 32]).expect("a sound payload");
     node.handle_punt(punted(Punt::Handshake, &initiation), now);
     let now = now + Duration::from_millis(20);
     node.handle_timeout(now);

@@ -62,7 +62,7 @@ fn main() {
     let payload = record(3).bytes().to_vec();
     let bob = key(4).noise_secret().public();
     let (mut initiator, initiation) =
-        Initiator::new(&local(3), &bob, INDEX, &payload, None, [1; 32]).expect("a sound payload");
+        Initiator::new(&local(3), &bob, INDEX, &payload, None, None, [1; 32]).expect("a sound payload");
     seed("handshake", "initiation", &initiation);
     let now = Instant::now();
     let source = "192.0.2.3:4747".parse().expect("an endpoint");
@@ -99,6 +99,8 @@ fn main() {
         Message::Ledger { digest: [1; 16], secret: [2; 16] },
         Message::Buckets(vec![1; 512]),
         Message::Secret { epoch: revocation().bytes().to_vec(), secret: [1; 32] },
+        Message::KemKey(vec![1; 1184]),
+        Message::KemAnswer(vec![1; 1088]),
         Message::Goodbye,
     ];
     let all: Vec<u8> = messages.iter().flat_map(|message| input(0, &message.encode())).collect();

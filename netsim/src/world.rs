@@ -270,6 +270,7 @@ impl World {
             relaying: meshd::config::Relaying::default(),
             tls: false,
             hardware_aes: true,
+            post_quantum: true,
             contacts: Vec::new(),
             known_records: Vec::new(),
             known_statements: Vec::new(),

@@ -273,6 +273,9 @@ struct Settings {
     /// Look for packets for 20 ms before sleeping: less latency, for up to two cores a lane
     #[arg(long, env = "MESHD_BUSY_POLL")]
     busy_poll: bool,
+    /// Do not mix ML-KEM-768 into the keys of sessions
+    #[arg(long, env = "MESHD_NO_POST_QUANTUM")]
+    no_post_quantum: bool,
     /// Find out how long a datagram each path carries, instead of taking it to be 1452 bytes (an experiment)
     #[arg(long, env = "MESHD_SEARCH_MTU")]
     search_mtu: bool,
@@ -459,7 +462,7 @@ fn run(global: &Global, node: NodeConfig, name: Name, state: Option<PathBuf>, se
         user: settings.user,
         state,
         runtime: store::runtime_dir(global.runtime_dir.as_deref(), network)?,
-        node: NodeConfig { relaying, tls: settings.listen_443, ..node },
+        node: NodeConfig { relaying, tls: settings.listen_443, post_quantum: !settings.no_post_quantum, ..node },
     })
 }
 

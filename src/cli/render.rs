@@ -296,13 +296,23 @@ fn peers(list: &[PeerInfo]) -> String {
             peer.name.clone(),
             peer.ipv4.to_string(),
             path(peer),
+            keys(peer),
             peer.endpoint.map_or_else(dash, |endpoint| endpoint.to_string()),
             peer.rtt_ms.map_or_else(dash, |rtt| format!("{rtt:.2} ms")),
             peer.last_heard.map_or_else(dash, |seconds| format!("{} ago", human(seconds))),
             if peer.roles.is_empty() { dash() } else { peer.roles.join(",") },
         ]
     });
-    table(["NAME", "ADDRESS", "PATH", "ENDPOINT", "RTT", "HEARD", "ROLES"], rows)
+    table(["NAME", "ADDRESS", "PATH", "KEYS", "ENDPOINT", "RTT", "HEARD", "ROLES"], rows)
+}
+
+/// What has to be broken to read the session.
+fn keys(peer: &PeerInfo) -> String {
+    match &peer.cipher {
+        None => dash(),
+        Some(_) if peer.post_quantum => "X25519+ML-KEM".to_owned(),
+        Some(_) => "X25519".to_owned(),
+    }
 }
 
 /// `direct`, or `relayed by` whom.
@@ -427,6 +437,7 @@ mod tests {
             rtt_ms: None,
             path_mtu: None,
             cipher: None,
+            post_quantum: false,
             last_heard: None,
         };
         let text = peers(&[peer]);

@@ -258,6 +258,7 @@ pub fn party(code: &PartyCode, host: Option<Name>) -> Result<(NodeConfig, Name)>
         relaying: Relaying::default(),
         tls: false,
         hardware_aes: store::has_hardware_aes(),
+        post_quantum: true,
         contacts: Vec::new(),
         known_records: Vec::new(),
         known_statements: Vec::new(),

@@ -332,6 +332,7 @@ impl Home {
             relaying: Relaying::default(),
             tls: false,
             hardware_aes: has_hardware_aes(),
+            post_quantum: true,
             contacts: self.contacts,
         }
     }

@@ -247,6 +247,9 @@ pub struct PeerInfo {
     pub path_mtu: Option<usize>,
     /// Which AEAD the session uses.
     pub cipher: Option<String>,
+    /// Whether ML-KEM-768 is mixed into its keys.
+    #[serde(default)]
+    pub post_quantum: bool,
     /// Seconds since something was last heard from it.
     pub last_heard: Option<u64>,
 }

@@ -95,6 +95,7 @@ impl Epochs {
 impl Epoch {
     fn new(secret: NetworkSecret, config: &NodeConfig) -> Self {
         let local = Local::new(&config.key.noise_secret(), &secret, config.hardware_aes);
+        let local = local.with_post_quantum(config.post_quantum);
         Self { fingerprint: secret.fingerprint(), local, secret }
     }
 }

@@ -102,7 +102,8 @@ impl Node {
         }
         let cookie = peer.cookies.cookie(now);
         let (local, secret) = self.epochs.at_attempt(attempt);
-        let (initiator, datagram) = match Initiator::new(local, &noise, index, &hello, cookie, seed) {
+        let quantum = peer.quantum.newest();
+        let (initiator, datagram) = match Initiator::new(local, &noise, index, &hello, cookie, quantum, seed) {
             Ok(started) => started,
             Err(error) => {
                 tracing::debug!(peer = %id, %error, "cannot initiate");
@@ -226,7 +227,8 @@ impl Node {
             return Err(DropReason::HandshakeCookie);
         }
         let seed = self.random_seed();
-        let responder = Responder::read(self.epochs.of(&secret), datagram, seed).map_err(|error| refusal(&error))?;
+        let mut responder =
+            Responder::read(self.epochs.of(&secret), datagram, seed).map_err(|error| refusal(&error))?;
         let (record, stamp) = match self.check_hello(responder.payload(), responder.remote(), now) {
             Err(DropReason::HandshakeSelf) if self.handle_own_initiation(now) => return Ok(()),
             checked => checked?,
@@ -262,6 +264,9 @@ impl Node {
         };
         let hello = hello(self.next_stamp(now), &own);
         let index = self.new_index(id);
+        if let Some(peer) = self.peers.get(&id) {
+            responder.mix(peer.quantum.keys());
+        }
         let ephemeral = responder.ephemeral();
         let (transport, bytes) = responder.respond(index, &hello, now).map_err(|error| refusal(&error))?;
         let Some(peer) = self.peers.get_mut(&id) else { return Err(DropReason::RecordRefused) };

@@ -49,6 +49,7 @@ mod paths;
 mod peer;
 mod picture;
 mod punch;
+mod quantum;
 mod records;
 mod relay;
 mod sessions;

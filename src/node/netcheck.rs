@@ -139,7 +139,7 @@ impl Node {
         let record = self.own.record()?.bytes().to_vec();
         let (stamp, index, seed) = (self.next_stamp(now), self.new_index(self.own.peer), self.random_seed());
         let public = self.config.key.noise_secret().public();
-        let started = Initiator::new(self.epochs.current(), &public, index, &hello(stamp, &record), None, seed);
+        let started = Initiator::new(self.epochs.current(), &public, index, &hello(stamp, &record), None, None, seed);
         started.ok().map(|(_, datagram)| datagram)
     }
 

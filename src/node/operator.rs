@@ -8,6 +8,7 @@ use rand_core::Rng;
 
 use crate::dht::{self, LookupKey, Record, Verified};
 use crate::identity::PeerId;
+use crate::session::transport::Quantum;
 use crate::wire::Message;
 use crate::wire::relay::channel_behind;
 use crate::wire::socket::split;
@@ -112,6 +113,7 @@ impl Node {
             rtt_ms: session.and(peer).and_then(|peer| peer.paths.rtt()).map(milliseconds),
             path_mtu: session.and(peer).and_then(super::Peer::path_mtu),
             cipher: session.map(|session| session.cipher().name().to_owned()),
+            post_quantum: session.is_some_and(|session| session.quantum() == Quantum::Mixed),
             last_heard: peer.and_then(|peer| peer.last_heard()).map(|at| now.saturating_duration_since(at).as_secs()),
         }
     }

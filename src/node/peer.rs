@@ -13,6 +13,7 @@ use crate::session::handshake::Initiator;
 use crate::wire::relay::channel_behind;
 
 use super::ledger::Comparisons;
+use super::quantum::Agreement;
 use super::survey::Exchange;
 use super::why::Account;
 
@@ -47,6 +48,8 @@ pub(super) struct Peer {
     pub(super) next: Option<Next>,
     pub(super) handshake: Option<Outstanding>,
     pub(super) cookies: CookieJar,
+    /// What sessions with it have mixed in.
+    pub(super) quantum: Agreement,
     /// The greatest stamp of an initiation that led to a confirmed session.
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
@@ -121,6 +124,7 @@ impl Peer {
             next: None,
             handshake: None,
             cookies: CookieJar::default(),
+            quantum: Agreement::default(),
             stamp: 0,
             told: 0,
             tellings: 0,

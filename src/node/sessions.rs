@@ -113,6 +113,7 @@ impl Node {
         }
         self.tend_mtu(id, now);
         self.tell_ledger_again(id, now);
+        self.tend_quantum(id, now);
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
             self.initiate(id, now);
@@ -250,6 +251,8 @@ impl Node {
             Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
             Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
             Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
+            Message::KemKey(ask) => self.handle_kem_key(id, &ask, now),
+            Message::KemAnswer(said) => self.handle_kem_answer(id, &said, now),
         }
     }
 

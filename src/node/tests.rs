@@ -55,6 +55,7 @@ fn config(root: u8, n: u8) -> NodeConfig {
         relaying: crate::config::Relaying::default(),
         tls: false,
         hardware_aes: true,
+        post_quantum: true,
         contacts: Vec::new(),
         known_records: Vec::new(),
         known_statements: Vec::new(),
@@ -374,7 +375,7 @@ fn who_proved_to_be_no_member_any_more_is_not_approached_again() {
     let local = Local::new(&own.noise_secret(), &former.network.secret, true);
     let hello = super::handshakes::hello(1, record.bytes());
     let target = lan.hosts[0].node.config.key.noise_secret().public();
-    let (_, bytes) = Initiator::new(&local, &target, 7, &hello, None, [1; 32]).expect("an initiation");
+    let (_, bytes) = Initiator::new(&local, &target, 7, &hello, None, None, [1; 32]).expect("an initiation");
     let endpoint = SocketAddr::from(([192, 0, 2, 99], 4747));
     lan.receive(0, endpoint, &bytes);
     assert_eq!(lan.dropped(0, DropReason::MembershipExpired), 1);

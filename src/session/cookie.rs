@@ -184,7 +184,7 @@ mod tests {
         let reply = cookies.reply(b, &initiation, source, now).expect("a reply");
         let mut jar = CookieJar::default();
         jar.open(a, &b.public(), &initiator.last_mac1(), &reply, now).expect("a sound reply");
-        Initiator::new(a, &b.public(), 8, b"", jar.cookie(now), [5; 32]).expect("an initiation").1
+        Initiator::new(a, &b.public(), 8, b"", jar.cookie(now), None, [5; 32]).expect("an initiation").1
     }
 
     #[test]

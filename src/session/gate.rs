@@ -230,7 +230,7 @@ mod tests {
         let mut jar = CookieJar::default();
         jar.open(&a, &b.public(), &initiator.last_mac1(), &reply, now).expect("a sound reply");
         let (mut initiator, again) =
-            Initiator::new(&a, &b.public(), 8, b"again", jar.cookie(now), [5; 32]).expect("an initiation");
+            Initiator::new(&a, &b.public(), 8, b"again", jar.cookie(now), None, [5; 32]).expect("an initiation");
         assert!(matches!(gate.admit(&b, &again, v4(0xc000_0202), now), Admission::Cookie(_)));
         assert_eq!(gate.admit(&b, &again, home, now), Admission::Accept);
         let responder = Responder::read(&b, &again, [6; 32]).expect("a sound initiation");

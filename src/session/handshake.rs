@@ -13,9 +13,10 @@
 //! 1216     mac2 (16), zero without a cookie
 //! ```
 //!
-//! Before the opaque payload stands an `Offer` of 8 bytes: version, whether the sender has AES in hardware, the
-//! payload's length, and the sender's index once more. Being sealed and part of the transcript, it cannot be changed on the way: whoever
-//! flips the AES bit or the index destroys the message, so nobody but the two ends has a say in the cipher.
+//! Before the opaque payload stands an `Offer` of 16 bytes: version, whether the sender has AES in hardware and can do ML-KEM, the
+//! payload's length, the sender's index once more, and the id of a [`QuantumKey`] that both have by an earlier session: the initiator's says which
+//! it has, the responder's whether that is mixed in. Being sealed and part of the transcript, it cannot be changed on the way: whoever
+//! flips a bit or the index destroys the message, so nobody but the two ends has a say in the cipher or the keys.
 //!
 //! mac1 is keyed with the network's secret and the receiver's static key: a stranger is never answered, and costs one
 //! hash. An initiation is always padded to [`MAX_HANDSHAKE`], so no answer to it is larger than it.
@@ -35,13 +36,14 @@ use crate::wire::{DatagramKind, DropReason};
 
 use super::cookie::Cookie;
 use super::crypto::{MAC_LEN, Resolver, derive, mac, mac_fits};
-use super::transport::{Cipher, Keys, Transport};
+use super::quantum::{QuantumId, QuantumKey};
+use super::transport::{Cipher, Keys, Quantum, Transport};
 
 /// The size of every initiation, and the largest of any handshake datagram, bytes: IPv6's minimum MTU of 1280 less 40
 /// (IPv6) and 8 (UDP). It passes wherever IPv6 does; anything larger might be lost before any path MTU is known.
 pub const MAX_HANDSHAKE: usize = 1232;
 
-/// The largest payload, bytes: what an initiation has left. A record (1024) and 64 bytes beside it fit.
+/// The largest payload, bytes: what an initiation has left. A record (1024) and 56 bytes beside it fit.
 pub const MAX_PAYLOAD: usize =
     MAX_HANDSHAKE - INITIATION_HEAD - KEY_LEN - SEALED_KEY_LEN - OFFER_LEN - TAG_LEN - 2 * MAC_LEN;
 
@@ -55,7 +57,13 @@ const TAG_LEN: usize = 16;
 const SEALED_KEY_LEN: usize = KEY_LEN + TAG_LEN;
 const INITIATION_HEAD: usize = 8;
 const RESPONSE_HEAD: usize = 12;
-const OFFER_LEN: usize = 8;
+const OFFER_LEN: usize = 16;
+
+/// The bits of an offer's second byte.
+const AES: u8 = 1;
+const QUANTUM: u8 = 2;
+/// Of no key.
+const NO_KEY: QuantumId = [0; 8];
 const RESPONSE_MIN: usize = RESPONSE_HEAD + KEY_LEN + OFFER_LEN + TAG_LEN + MAC_LEN;
 const RESPONSE_MAX: usize = RESPONSE_MIN + MAX_PAYLOAD;
 /// Where an initiation's mac1 begins; mac2 follows it.
@@ -118,6 +126,7 @@ pub struct Local {
     mac1_key: Zeroizing<[u8; 32]>,
     cookie_key: Zeroizing<[u8; 32]>,
     hardware_aes: bool,
+    post_quantum: bool,
 }
 
 impl Local {
@@ -132,7 +141,19 @@ impl Local {
             cookie_key: cookie_key(&mac_key, &public),
             mac_key,
             hardware_aes,
+            post_quantum: false,
         }
+    }
+
+    /// The same, and says that it can do ML-KEM if `post_quantum`.
+    #[must_use]
+    pub fn with_post_quantum(self, post_quantum: bool) -> Self {
+        Self { post_quantum, ..self }
+    }
+
+    /// What we offer, with the id of a key.
+    fn offer(&self, index: u32, key: Option<&QuantumKey>) -> Offer {
+        Offer { aes: self.hardware_aes, quantum: self.post_quantum, index, key: key.map_or(NO_KEY, QuantumKey::id) }
     }
 
     /// Our static public key.
@@ -174,12 +195,14 @@ pub struct Initiator {
     has_cookie: bool,
     /// Keys the mac1 of answers to us.
     mac1_key: Zeroizing<[u8; 32]>,
-    hardware_aes: bool,
+    offer: Offer,
+    quantum: Option<QuantumKey>,
 }
 
 impl Initiator {
     /// Begins a handshake with `remote`: the state, and the datagram to send. `index` is ours, chosen at random, and
-    /// names the session to come; `seed` is 32 random bytes, new for every handshake; `cookie` is what `remote` gave us, if it did.
+    /// names the session to come; `seed` is 32 random bytes, new for every handshake; `cookie` is what `remote` gave us, if it did; `quantum`
+    /// is a key that it has too, unless it has forgotten it.
     ///
     /// # Errors
     /// [`HandshakeError::TooLong`] or [`HandshakeError::RemoteKey`].
@@ -189,12 +212,14 @@ impl Initiator {
         index: u32,
         payload: &[u8],
         cookie: Option<&Cookie>,
+        quantum: Option<QuantumKey>,
         seed: [u8; 32],
     ) -> Result<(Self, Vec<u8>), HandshakeError> {
         let mut datagram = vec![0; MAX_HANDSHAKE];
         datagram[0] = DatagramKind::Initiation as u8;
         datagram[4..8].copy_from_slice(&index.to_be_bytes());
-        let inside = Offer { aes: local.hardware_aes, index }.before(payload, MAX_PAYLOAD)?;
+        let offer = local.offer(index, quantum.as_ref());
+        let inside = offer.before(payload, MAX_PAYLOAD)?;
         let mut noise = local
             .builder(seed)
             .remote_public_key(&remote.0)
@@ -210,8 +235,8 @@ impl Initiator {
             let mac2 = cookie.mac2(&datagram[..MAC2_AT]);
             datagram[MAC2_AT..].copy_from_slice(&mac2);
         }
-        let (mac1_key, hardware_aes) = (local.mac1_key.clone(), local.hardware_aes);
-        Ok((Self { noise, index, mac1, has_cookie: cookie.is_some(), mac1_key, hardware_aes }, datagram))
+        let mac1_key = local.mac1_key.clone();
+        Ok((Self { noise, index, mac1, has_cookie: cookie.is_some(), mac1_key, offer, quantum }, datagram))
     }
 
     /// Our index, by which the answer finds this state.
@@ -252,7 +277,11 @@ impl Initiator {
             self.noise.read_message(&message[RESPONSE_HEAD..], &mut *inside).map_err(|_| HandshakeError::Decrypt)?;
         let (offer, payload) = Offer::read(&inside[..len], head.sender)?;
         let payload = payload.to_vec();
-        let keys = split(&mut self.noise, self.hardware_aes && offer.aes, self.index, head.sender);
+        if offer.key != NO_KEY && offer.key != self.offer.key {
+            return Err(HandshakeError::Malformed);
+        }
+        let key = self.quantum.as_ref().filter(|key| key.id() == offer.key);
+        let keys = split(&mut self.noise, &self.offer, &offer, key, head.sender);
         Ok((Transport::new(&keys, now), payload))
     }
 }
@@ -270,9 +299,10 @@ pub struct Responder {
     remote: NoisePublic,
     ephemeral: [u8; KEY_LEN],
     payload: Vec<u8>,
-    /// Both sides have AES in hardware.
-    aes: bool,
-    hardware_aes: bool,
+    /// Theirs, and ours but for the index.
+    offer: Offer,
+    ours: Offer,
+    quantum: Option<QuantumKey>,
     /// Keys the mac1 of the response: of the initiator.
     mac1_key: Zeroizing<[u8; 32]>,
 }
@@ -300,8 +330,9 @@ impl Responder {
             remote: NoisePublic(remote),
             ephemeral,
             payload: payload.to_vec(),
-            aes: offer.aes && local.hardware_aes,
-            hardware_aes: local.hardware_aes,
+            offer,
+            ours: local.offer(0, None),
+            quantum: None,
             mac1_key: mac1_key(&local.mac_key, &NoisePublic(remote)),
             noise,
         })
@@ -315,6 +346,11 @@ impl Responder {
     /// What the initiator put in.
     pub fn payload(&self) -> &[u8] {
         &self.payload
+    }
+
+    /// Mixes in one of `keys`: that which the initiator has too, if any.
+    pub fn mix(&mut self, keys: &[QuantumKey]) {
+        self.quantum = keys.iter().find(|key| key.id() == self.offer.key && key.id() != NO_KEY).cloned();
     }
 
     /// The initiator's index.
@@ -333,7 +369,8 @@ impl Responder {
     /// # Errors
     /// [`HandshakeError::TooLong`]; [`HandshakeError::RemoteKey`] if the initiator's keys are of small order.
     pub fn respond(mut self, index: u32, payload: &[u8], now: Instant) -> Result<(Transport, Vec<u8>), HandshakeError> {
-        let inside = Offer { aes: self.hardware_aes, index }.before(payload, payload.len())?;
+        let ours = Offer { index, key: self.quantum.as_ref().map_or(NO_KEY, QuantumKey::id), ..self.ours };
+        let inside = ours.before(payload, payload.len())?;
         let mut datagram = vec![0; RESPONSE_MIN + payload.len()];
         datagram[0] = DatagramKind::Response as u8;
         datagram[4..8].copy_from_slice(&self.index.to_be_bytes());
@@ -344,7 +381,7 @@ impl Responder {
             .map_err(|_| HandshakeError::RemoteKey)?;
         let mac1 = mac(&*self.mac1_key, &[&datagram[..mac1_at]]);
         datagram[mac1_at..].copy_from_slice(&mac1);
-        let keys = split(&mut self.noise, self.aes, index, self.index);
+        let keys = split(&mut self.noise, &ours, &self.offer, self.quantum.as_ref(), self.index);
         Ok((Transport::new(&keys, now), datagram))
     }
 }
@@ -431,13 +468,17 @@ pub(super) fn u32_at(datagram: &[u8], at: usize) -> Option<u32> {
 }
 
 /// What stands before the payload, sealed with it.
+#[derive(Clone, Copy)]
 struct Offer {
     aes: bool,
+    quantum: bool,
     index: u32,
+    key: QuantumId,
 }
 
 impl Offer {
-    /// Version (1), AES (1), length of the payload (2), sender's index (4), payload, zeros up to `padded` bytes of payload.
+    /// Version (1), bits (1), length of the payload (2), sender's index (4), id of a key (8), payload, zeros up to `padded` bytes of
+    /// payload.
     fn before(&self, payload: &[u8], padded: usize) -> Result<Zeroizing<Vec<u8>>, HandshakeError> {
         let too_long = HandshakeError::TooLong(payload.len());
         let len = u16::try_from(payload.len()).map_err(|_| too_long)?;
@@ -445,9 +486,10 @@ impl Offer {
             return Err(too_long);
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(OFFER_LEN + padded));
-        bytes.extend_from_slice(&[VERSION, u8::from(self.aes)]);
+        bytes.extend_from_slice(&[VERSION, AES * u8::from(self.aes) | QUANTUM * u8::from(self.quantum)]);
         bytes.extend_from_slice(&len.to_be_bytes());
         bytes.extend_from_slice(&self.index.to_be_bytes());
+        bytes.extend_from_slice(&self.key);
         bytes.extend_from_slice(payload);
         bytes.resize(OFFER_LEN + padded, 0);
         Ok(bytes)
@@ -456,30 +498,40 @@ impl Offer {
     /// Only the one encoding is accepted, and only if the index inside is the one outside.
     fn read(bytes: &[u8], outside: u32) -> Result<(Self, &[u8]), HandshakeError> {
         let (head, rest) = bytes.split_first_chunk::<OFFER_LEN>().ok_or(HandshakeError::Malformed)?;
-        let [version, aes, high, low, index @ ..] = *head;
+        let [version, bits, high, low, i0, i1, i2, i3, key @ ..] = *head;
         if version != VERSION {
             return Err(HandshakeError::Version(version));
         }
-        let (len, index) = (usize::from(u16::from_be_bytes([high, low])), u32::from_be_bytes(index));
+        let (len, index) = (usize::from(u16::from_be_bytes([high, low])), u32::from_be_bytes([i0, i1, i2, i3]));
         let (payload, padding) = rest.split_at_checked(len).ok_or(HandshakeError::Malformed)?;
-        if aes > 1 || len > MAX_PAYLOAD || index != outside || padding.iter().any(|byte| *byte != 0) {
+        if bits > AES | QUANTUM || len > MAX_PAYLOAD || index != outside || padding.iter().any(|byte| *byte != 0) {
             return Err(HandshakeError::Malformed);
         }
-        Ok((Self { aes: aes == 1, index }, payload))
+        Ok((Self { aes: bits & AES != 0, quantum: bits & QUANTUM != 0, index, key }, payload))
     }
 }
 
-/// Splits off the transport keys of a finished handshake: the first is the initiator's to send with.
-fn split(noise: &mut HandshakeState, aes: bool, local: u32, remote: u32) -> Keys {
+/// Splits off the transport keys of a finished handshake, the first of which is the initiator's to send with, and mixes `quantum` in.
+/// It is the keys that it is mixed into, not Noise's PSK: the responder chooses it after it has read the initiation.
+fn split(noise: &mut HandshakeState, ours: &Offer, theirs: &Offer, quantum: Option<&QuantumKey>, remote: u32) -> Keys {
     let initiator = noise.is_initiator();
     let (first, second) = noise.dangerously_get_raw_split();
-    let (first, second) = (Zeroizing::new(first), Zeroizing::new(second));
+    let mixed = |split: [u8; 32]| {
+        let split = Zeroizing::new(split);
+        quantum.map_or(split.clone(), |key| key.mix(&split))
+    };
+    let (first, second) = (mixed(first), mixed(second));
     let (send, receive) = if initiator { (first, second) } else { (second, first) };
     Keys {
         send,
         receive,
-        cipher: if aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 },
-        local,
+        cipher: if ours.aes && theirs.aes { Cipher::Aes256Gcm } else { Cipher::ChaCha20Poly1305 },
+        quantum: match quantum {
+            Some(_) => Quantum::Mixed,
+            None if ours.quantum && theirs.quantum => Quantum::Possible,
+            None => Quantum::Never,
+        },
+        local: ours.index,
         remote,
         initiator,
     }
@@ -524,7 +576,7 @@ pub(super) mod tests {
     }
 
     pub(in crate::session) fn initiate(from: &Local, to: &Local, payload: &[u8]) -> (Initiator, Vec<u8>) {
-        Initiator::new(from, &to.public(), 7, payload, None, [3; 32]).expect("an initiation")
+        Initiator::new(from, &to.public(), 7, payload, None, None, [3; 32]).expect("an initiation")
     }
 
     fn with_mac1_for(to: &Local, mut datagram: Vec<u8>) -> Vec<u8> {
@@ -673,12 +725,12 @@ pub(super) mod tests {
     #[test]
     fn an_offer_has_one_encoding_only() {
         let (a, b) = (alice(), bob());
-        let sound = Offer { aes: true, index: 7 }.before(b"payload", MAX_PAYLOAD).expect("it fits").to_vec();
+        let sound = a.offer(7, None).before(b"payload", MAX_PAYLOAD).expect("it fits").to_vec();
         assert!(Responder::read(&b, &initiation_with(&a, &b, &sound), [4; 32]).is_ok());
         let long = (MAX_PAYLOAD as u16 + 1).to_be_bytes();
         for (at, value, error) in [
             (0, 2, HandshakeError::Version(2)),
-            (1, 2, HandshakeError::Malformed),
+            (1, 4, HandshakeError::Malformed),
             (2, long[0], HandshakeError::Malformed),
             (3, 6, HandshakeError::Malformed),
             (7, 8, HandshakeError::Malformed),
@@ -693,6 +745,60 @@ pub(super) mod tests {
             let read = Responder::read(&b, &initiation_with(&a, &b, &inside), [4; 32]);
             assert_eq!(read.err(), Some(error), "byte {at}");
         }
+    }
+
+    /// What two members have agreed on inside an earlier session.
+    fn quantum_key(n: u8) -> QuantumKey {
+        let asker = super::super::quantum::Asker::new(Zeroizing::new([n; 64]));
+        super::super::quantum::answer(asker.ask(), &Zeroizing::new([8; 32])).expect("a sound question").1
+    }
+
+    #[test]
+    fn what_x25519_alone_gives_does_not_open_a_session_with_a_post_quantum_key() {
+        let now = start();
+        let (a, b) = (alice().with_post_quantum(true), bob().with_post_quantum(true));
+        let begin =
+            || Initiator::new(&a, &b.public(), 7, b"", None, Some(quantum_key(1)), [3; 32]).expect("an initiation");
+        let (mut initiator, initiation) = begin();
+        let mut responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        responder.mix(&[quantum_key(2), quantum_key(1)]);
+        let (at_b, response) = responder.respond(8, b"", now).expect("a response");
+        // Whoever has broken X25519 has every secret of the initiator's but the one that Noise never saw.
+        let mut broken = begin().0;
+        broken.quantum = None;
+        let (by_x25519, _) = broken.read_response(&response, now).expect("Noise itself is open to them");
+        assert_eq!(carries(&by_x25519, &at_b, now).err(), Some(OpenError::BadTag));
+        let (at_a, _) = initiator.read_response(&response, now).expect("a sound response");
+        assert_eq!((at_a.quantum(), at_b.quantum()), (Quantum::Mixed, Quantum::Mixed));
+        assert!(carries(&at_a, &at_b, now).is_ok() && carries(&at_b, &at_a, now).is_ok());
+        assert_eq!(carries(&at_b, &by_x25519, now).err(), Some(OpenError::BadTag));
+    }
+
+    #[test]
+    fn a_post_quantum_key_that_one_has_forgotten_or_does_not_want_is_left_out() {
+        let now = start();
+        for (ours, theirs, quantum) in [(true, true, Quantum::Possible), (true, false, Quantum::Never)] {
+            let (a, b) = (alice().with_post_quantum(ours), bob().with_post_quantum(theirs));
+            let key = Some(quantum_key(1));
+            let (mut initiator, initiation) =
+                Initiator::new(&a, &b.public(), 7, b"", None, key, [3; 32]).expect("an initiation");
+            let mut responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+            responder.mix(&[quantum_key(2)]);
+            let (at_b, response) = responder.respond(8, b"", now).expect("a response");
+            let (at_a, _) = initiator.read_response(&response, now).expect("a sound response");
+            assert_eq!((at_a.quantum(), at_b.quantum()), (quantum, quantum));
+            assert!(carries(&at_a, &at_b, now).is_ok() && carries(&at_b, &at_a, now).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_responder_cannot_mix_in_what_was_not_offered() {
+        let (a, b) = (alice(), bob());
+        let (mut initiator, initiation) = initiate(&a, &b, b"");
+        let mut responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
+        responder.quantum = Some(quantum_key(1));
+        let (_, response) = responder.respond(8, b"", start()).expect("a response");
+        assert_eq!(initiator.read_response(&response, start()).err(), Some(HandshakeError::Malformed));
     }
 
     /// A replay is the node's to detect, by the stamp in the payload: here it decrypts. But nobody can use the answer, and
@@ -715,8 +821,8 @@ pub(super) mod tests {
     fn a_response_to_another_handshake_is_refused() {
         let (a, b, now) = (alice(), bob(), start());
         let initiation = initiate(&a, &b, b"").1;
-        let (mut other, _) = Initiator::new(&a, &b.public(), 6, b"", None, [5; 32]).expect("an initiation");
-        let (mut same_index, _) = Initiator::new(&a, &b.public(), 7, b"", None, [6; 32]).expect("an initiation");
+        let (mut other, _) = Initiator::new(&a, &b.public(), 6, b"", None, None, [5; 32]).expect("an initiation");
+        let (mut same_index, _) = Initiator::new(&a, &b.public(), 7, b"", None, None, [6; 32]).expect("an initiation");
         let responder = Responder::read(&b, &initiation, [4; 32]).expect("a sound initiation");
         let (_, response) = responder.respond(8, b"", now).expect("a response");
         assert_eq!(other.read_response(&response, now).err(), Some(HandshakeError::Index(7)));
@@ -754,7 +860,7 @@ pub(super) mod tests {
         let (a, b) = (alice(), bob());
         for size in [MAX_PAYLOAD + 1, 70_000] {
             let payload = vec![0; size];
-            let made = Initiator::new(&a, &b.public(), 7, &payload, None, [3; 32]);
+            let made = Initiator::new(&a, &b.public(), 7, &payload, None, None, [3; 32]);
             assert_eq!(made.err(), Some(HandshakeError::TooLong(size)));
             let responder = Responder::read(&b, &initiate(&a, &b, b"").1, [4; 32]).expect("a sound initiation");
             let answer = responder.respond(8, &payload, start());
@@ -779,7 +885,7 @@ pub(super) mod tests {
             .respond(8, b"", now)
             .expect("a response");
         assert_eq!(as_b.open_in_place(&mut as_b.window(), &mut recorded.clone(), now), Err(OpenError::BadTag));
-        let (mut as_a, _) = Initiator::new(&a, &b.public(), 7, b"", None, [98; 32]).expect("an initiation");
+        let (mut as_a, _) = Initiator::new(&a, &b.public(), 7, b"", None, None, [98; 32]).expect("an initiation");
         assert_eq!(as_a.read_response(&response, now).err(), Some(HandshakeError::Decrypt));
         assert_eq!(at_b.open_in_place(&mut at_b.window(), &mut recorded, now), Ok(5));
     }
@@ -788,7 +894,7 @@ pub(super) mod tests {
     fn the_same_inputs_give_the_same_datagrams_and_other_seeds_other_ones() {
         let (a, b) = (alice(), bob());
         assert_eq!(initiate(&a, &b, b"x").1, initiate(&a, &b, b"x").1);
-        let other = Initiator::new(&a, &b.public(), 7, b"x", None, [77; 32]).expect("an initiation").1;
+        let other = Initiator::new(&a, &b.public(), 7, b"x", None, None, [77; 32]).expect("an initiation").1;
         let one = initiate(&a, &b, b"x").1;
         assert_ne!(one[8..40], other[8..40]);
         assert_ne!(one[40..88], other[40..88]);

@@ -38,6 +38,17 @@ impl Cipher {
     }
 }
 
+/// What ML-KEM has to do with a session's keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantum {
+    /// One side cannot do it, or does not want to.
+    Never,
+    /// Both can: the next session may have it.
+    Possible,
+    /// It is mixed in.
+    Mixed,
+}
+
 /// Why a sealed datagram does not open.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum OpenError {
@@ -57,6 +68,7 @@ pub struct Transport {
     send: LessSafeKey,
     receive: LessSafeKey,
     cipher: Cipher,
+    quantum: Quantum,
     /// Our index: in datagrams to us.
     local: u32,
     /// The peer's index: in datagrams from us.
@@ -83,6 +95,8 @@ pub struct Keys {
     pub receive: Zeroizing<[u8; 32]>,
     /// Of both.
     pub cipher: Cipher,
+    /// What is mixed in, or could be.
+    pub quantum: Quantum,
     /// Our index.
     pub local: u32,
     /// The peer's index.
@@ -105,6 +119,7 @@ impl Transport {
             send: key(&keys.send),
             receive: key(&keys.receive),
             cipher: keys.cipher,
+            quantum: keys.quantum,
             local: keys.local,
             remote: keys.remote,
             initiator: keys.initiator,
@@ -264,6 +279,11 @@ impl Transport {
     pub fn cipher(&self) -> Cipher {
         self.cipher
     }
+
+    /// What ML-KEM has to do with it.
+    pub fn quantum(&self) -> Quantum {
+        self.quantum
+    }
 }
 
 impl std::fmt::Debug for Transport {
@@ -281,6 +301,7 @@ mod tests {
             send: Zeroizing::new([send; 32]),
             receive: Zeroizing::new([receive; 32]),
             cipher,
+            quantum: Quantum::Never,
             local,
             remote,
             initiator,

@@ -8,7 +8,7 @@ use zeroize::Zeroizing;
 
 use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
-use crate::session::transport::{Cipher, Keys};
+use crate::session::transport::{Cipher, Keys, Quantum};
 
 use super::fib::{Fib, FibPeer};
 
@@ -57,6 +57,7 @@ pub(super) fn session(a: u8, b: u8, now: Instant) -> (Arc<Transport>, Arc<Transp
         send: Zeroizing::new([send; 32]),
         receive: Zeroizing::new([receive; 32]),
         cipher: Cipher::Aes256Gcm,
+        quantum: Quantum::Never,
         local,
         remote,
         initiator,

@@ -36,7 +36,7 @@ pub const TAILROOM: usize = TAG_LEN;
 pub const MAX_PARTS: u8 = 16;
 
 /// Largest encoded [`Message`]: a record (1 KiB) and its frame. It fits any path of IPv6's minimum MTU.
-pub const MAX_MESSAGE: usize = 1100;
+pub const MAX_MESSAGE: usize = 1190;
 
 /// Length of what stands before each frame of a bundle: its length and its inner header, bytes.
 pub const ENTRY_LEN: usize = 2 + INNER_LEN;
@@ -316,6 +316,10 @@ pub enum Message {
         /// 32 bytes.
         secret: [u8; 32],
     },
+    /// An encapsulation key of ML-KEM-768: answer it, and the next session has what we agree on mixed in.
+    KemKey(Vec<u8>),
+    /// The ciphertext in answer.
+    KemAnswer(Vec<u8>),
 }
 
 impl Message {
