@@ -28,6 +28,9 @@ pub const OPENING_TIME: Duration = Duration::from_millis(250);
 /// Where somebody answered so lately, a NAT still has the flow.
 const PROVED: Duration = Duration::from_secs(60);
 
+/// A path that has answered so lately works, though a probe is on its way.
+const LIVES: Duration = Duration::from_secs(3);
+
 /// Who is named by these has no NAT before it that our first datagram would have to open.
 const OPEN: [Origin; 5] = [Origin::Sighting, Origin::Remembered, Origin::Observed, Origin::Relay, Origin::Stream];
 
@@ -265,6 +268,23 @@ impl PathAgent {
         self.answered(endpoint, None, now);
         self.primary = Some(endpoint);
         (self.round, self.earlier) = (None, None);
+    }
+
+    /// A session was replaced by a handshake over `endpoint`: unlike the first, it does not take back what was found meanwhile. Probes that
+    /// are under way count on, and a way round that works does not push out a straight one that answers.
+    pub fn renew(&mut self, endpoint: SocketAddr, now: Instant) {
+        let endpoint = canonical(endpoint);
+        let find = |wanted| self.candidates.iter().find(|candidate| Some(candidate.endpoint) == wanted);
+        let kept = find(self.primary).is_some_and(|used| {
+            let lives = !self.is_unanswered() || used.answered.is_some_and(|at| now < at + LIVES);
+            let longer =
+                find(Some(endpoint)).is_some_and(|new| PathScore::of(new).is_longer_way_than(&PathScore::of(used)));
+            used.endpoint == endpoint || lives && longer
+        });
+        if !kept {
+            return self.adopt(endpoint, now);
+        }
+        self.answered(endpoint, None, now);
     }
 
     /// Probes begin: `nonce` goes to every endpoint returned, which are those `wanted`. The first answer makes its endpoint the

@@ -53,6 +53,11 @@ impl PathScore {
         Self { unproved: candidate.answered.is_none(), detour, link_local, rtt, ipv4 }
     }
 
+    /// Whether it is a way round where `used` is a shorter one, or none.
+    pub fn is_longer_way_than(&self, used: &Self) -> bool {
+        self.detour > used.detour
+    }
+
     /// Whether a path in use is worth leaving for this one: not for a few milliseconds, which are different tomorrow.
     pub fn is_clearly_better_than(&self, used: &Self) -> bool {
         let kind = |score: &Self| (score.unproved, score.detour, score.link_local);

@@ -346,10 +346,15 @@ impl Node {
         now: Instant,
     ) {
         let Some(peer) = self.peers.get_mut(&id) else { return };
+        let replaces = peer.current.is_some();
         if let Some(oldest) = peer.succeed(transport) {
             self.indices.remove(&oldest.local());
         }
-        peer.paths.adopt(endpoint, now);
+        if replaces {
+            peer.paths.renew(endpoint, now);
+        } else {
+            peer.paths.adopt(endpoint, now);
+        }
         if !is_discard(&split(endpoint).1) {
             self.netchecks.note_heard(now);
         }

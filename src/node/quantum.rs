@@ -1,5 +1,5 @@
 //! Post-quantum keys at work: whoever began a session asks for one ([`crate::session::quantum`]) when the session has settled, and begins
-//! the next session, which has it mixed in, as soon as it is answered. After that each session has it, and after an hour another.
+//! the next session, which has it mixed in, as soon as it is answered. After that each session has it, and after a day another.
 //!
 //! Keys are in memory only. Who has been started anew has none, says so in the handshake, and is asked again.
 
@@ -19,8 +19,8 @@ use super::Node;
 /// A session is not asked over before: paths are sought in its first seconds, and a handshake then would be one more.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// Until another key is agreed on.
-const RENEW_AFTER: Duration = Duration::from_secs(3600);
+/// Until another key is agreed on: what was recorded of one is worth breaking ML-KEM for. Sessions themselves are replaced every two minutes.
+const RENEW_AFTER: Duration = Duration::from_secs(24 * 3600);
 
 /// Between two questions of one peer that are answered, and two of ours: an answer costs as much as half a handshake.
 const PACE: Duration = Duration::from_secs(4);

@@ -80,7 +80,8 @@ impl Node {
         self.upgrade(id, now);
         self.refresh_outside(id, now);
         let Some(peer) = self.peers.get(&id) else { return };
-        let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK;
+        // One that replaces another has its path: to try them all again would leave it each time that its probe is lost.
+        let unmeasured = peer.paths.rtt().is_none() || age < 2 * FIRST_CHECK && peer.older.is_empty();
         let unanswered = warm && silent >= WARM_PROBE_AFTER + CHECK_INTERVAL;
         let deaf = sent_since && silent >= PROBE_AFTER;
         let direct = peer.is_direct();
