@@ -26,6 +26,7 @@ use super::event::{Event, PeerChange, Transmit};
 use super::own::sequence_base;
 use super::peer::{Next, Outstanding};
 use super::records::drop_reason;
+use super::sessions::FIRST_CHECK;
 use super::timers::Timer;
 use super::{Node, Peer};
 
@@ -364,7 +365,9 @@ impl Node {
         peer.departed = false;
         let first = !std::mem::replace(&mut peer.connected, true);
         self.timers.cancel(Timer::Reconnect(id));
-        self.timers.set_if_earlier(Timer::Session(id), now + super::sessions::FIRST_CHECK);
+        // What replaces another is measured already.
+        let look = if replaces { self.clock.next_look(now) } else { now + FIRST_CHECK };
+        self.timers.set_if_earlier(Timer::Session(id), look);
         self.redraw(now);
         self.flush_waiting(id, now);
         self.tell_ledger(id, now);
