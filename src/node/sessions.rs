@@ -224,10 +224,7 @@ impl Node {
                 }
             }
             Message::Pong { nonce, observed } => self.handle_pong(id, nonce, observed, source, now),
-            Message::Record(bytes) => match self.verify_record(&bytes, now) {
-                Ok(record) => self.take_in(record, now),
-                Err(reason) => self.counters.count(reason),
-            },
+            Message::Record(bytes) => self.handle_record(id, &bytes, now),
             Message::Goodbye => self.handle_goodbye(id, now),
             Message::Keepalive => (),
             Message::Punch => self.handle_punch(id, now),
@@ -250,6 +247,17 @@ impl Node {
             Message::Buckets(buckets) => self.handle_buckets(id, &buckets, now),
             Message::Statement(bytes) => self.handle_statement(id, &bytes, now),
             Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
+        }
+    }
+
+    fn handle_record(&mut self, from: PeerId, bytes: &[u8], now: Instant) {
+        // Before the signatures are looked at: they are what costs.
+        if !self.peers.get_mut(&from).is_some_and(|peer| peer.takes_record(now)) {
+            return self.counters.count(DropReason::RecordBudget);
+        }
+        match self.verify_record(bytes, now) {
+            Ok(record) => self.take_in(record, now),
+            Err(reason) => self.counters.count(reason),
         }
     }
 
