@@ -165,8 +165,6 @@ impl Verified<Record> {
             || ipv4.is_unspecified()
             || ipv4.is_multicast()
             || ipv4.is_broadcast()
-            // Otherwise whoever has the smaller key could take another's.
-            || record.ipv6 != ula_address(network, &record.mac)
             || record.endpoints.len() > MAX_ENDPOINTS
             || record.homes.len() > MAX_HOMES
         {
@@ -175,6 +173,10 @@ impl Verified<Record> {
         let membership = record.chain.verify(network, now)?;
         if membership.kind() != Kind::Member {
             return Err(RecordError::NotAMember);
+        }
+        // Otherwise whoever has the smaller key could take another's.
+        if record.ipv6 != ula_address(network, &record.mac) {
+            return Err(RecordError::Address);
         }
         membership
             .subject()
