@@ -48,7 +48,6 @@ use serde_json::Value;
 pub use bridged::Bridged;
 pub use chain::Chain;
 pub use homes::Homes;
-pub use liar::Liar;
 pub use measure::{Capture, Pings};
 pub use routed::Routed;
 pub use wire::Wire;

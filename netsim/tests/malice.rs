@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
+use netsim::netns::liar::Liar;
 use netsim::netns::trial::{MEET, figure, in_lab, party};
-use netsim::netns::{Capture, Lab, Laptop, Liar, Node, Pings, wait_for};
+use netsim::netns::{Capture, Lab, Laptop, Node, Pings, wait_for};
 
 /// For experiments (IEEE 802, section 9.2.3): nobody but the liar sends it.
 const EXPERIMENT: [u8; 2] = [0x88, 0xb5];

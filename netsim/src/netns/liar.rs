@@ -296,7 +296,9 @@ impl Member {
 
     /// It has one socket of IPv4, no TAP and no directory.
     fn carry_out(&mut self, output: Output) {
-        self.records = output.persist.unwrap_or(std::mem::take(&mut self.records));
+        if let Some(records) = output.persist {
+            self.records = records;
+        }
         for sent in output.sends {
             if sent.hop_limit.is_some() || split(sent.endpoint).0 != 0 {
                 continue;
