@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use netsim::netns::bench::{self, Options};
 use netsim::netns::load::{self, Sender};
-use netsim::netns::{self, Lab, Place, attack, checked, demo, matrix, soak, start, village};
+use netsim::netns::{self, Lab, Place, attack, checked, demo, liar, matrix, soak, start, village};
 
 const USAGE: &str = "\
 usage: netsim demo               five laptops on one switch without Internet
@@ -24,6 +24,8 @@ usage: netsim demo               five laptops on one switch without Internet
        netsim load send TARGET BYTES MILLISECONDS RATE
                                  inside the lab only: UDP packets, and how many arrive
        netsim checked …          inside the lab only: loads of which every byte is checked
+       netsim liar INVITE UNDERLAY
+                                 inside the lab only: a member that tells the others what it is told to
        netsim matrix [--kinds a,b,...] [--pairs N] [--runs N] [--out DIR]
                                  every pair of boxes against the oracle, N (3) at a time, N (1) runs of each
        netsim village [--members N] [--rest SECONDS] [--only-rest]
@@ -76,6 +78,7 @@ fn work() -> Result<ExitCode> {
             println!("{}", checked::act(rest)?);
             Ok(ExitCode::SUCCESS)
         }
+        ["liar", invite, underlay] => liar::run(invite, underlay.parse()?).map(|()| ExitCode::SUCCESS),
         ["matrix", "one", a, b, logs] => {
             inside(&arguments, matrix::LIMIT, |lab| matrix::one(lab, [a, b], Path::new(logs)))
         }

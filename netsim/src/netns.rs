@@ -21,6 +21,7 @@ pub mod demo;
 pub mod frames;
 pub mod homes;
 pub mod iperf3;
+pub mod liar;
 pub mod load;
 pub mod matrix;
 pub mod measure;

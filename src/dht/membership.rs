@@ -272,7 +272,7 @@ pub(crate) mod tests {
     fn a_mac_stays_with_the_key_that_was_seen_first() {
         let mut roster = Roster::default();
         let ada = record(2, 1, |_| ());
-        let thief = record(3, 9, |r| r.mac = ada.mac);
+        let thief = record(3, 9, |r| (r.mac, r.ipv6) = (ada.mac, ada.ipv6));
         assert_eq!(roster.insert(ada.clone(), NOW), Ok(Change::New));
         let refusal = Err(RosterError::MacTaken { mac: ada.mac, owner: ada.peer() });
         assert_eq!(roster.insert(thief.clone(), NOW), refusal);

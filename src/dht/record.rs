@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::identity::canonical::{self, CodecError};
 use crate::identity::{
     Chain, ChainError, DOMAIN_RECORD, Kind, Mac, Membership, Name, NetworkId, NoisePublic, PeerId, Signature,
-    SigningKey, UnixSeconds,
+    SigningKey, UnixSeconds, ula_address,
 };
 
 use super::LookupKey;
@@ -53,7 +53,7 @@ pub struct Record {
     pub mac: Mac,
     /// Its IPv4 address in the overlay.
     pub ipv4: Ipv4Claim,
-    /// Its IPv6 address in the overlay.
+    /// Its IPv6 address in the overlay: that of its MAC.
     pub ipv6: Ipv6Addr,
     /// Where it listens in the underlay: UDP, and TCP with the same port. At most [`MAX_ENDPOINTS`].
     pub endpoints: Vec<SocketAddr>,
@@ -97,7 +97,7 @@ pub enum RecordError {
     /// The member was expelled, or never rightly joined.
     #[error("no member any more: {0}")]
     Excluded(#[from] Exclusion),
-    /// A group MAC, an unspecified address, too many endpoints or home relays.
+    /// A group MAC, an unspecified address, an IPv6 address that is not that of the MAC, too many endpoints or home relays.
     #[error("the record has an address nobody can have")]
     Address,
 }
@@ -165,8 +165,6 @@ impl Verified<Record> {
             || ipv4.is_unspecified()
             || ipv4.is_multicast()
             || ipv4.is_broadcast()
-            || record.ipv6.is_unspecified()
-            || record.ipv6.is_multicast()
             || record.endpoints.len() > MAX_ENDPOINTS
             || record.homes.len() > MAX_HOMES
         {
@@ -175,6 +173,10 @@ impl Verified<Record> {
         let membership = record.chain.verify(network, now)?;
         if membership.kind() != Kind::Member {
             return Err(RecordError::NotAMember);
+        }
+        // Otherwise whoever has the smaller key could take another's.
+        if record.ipv6 != ula_address(network, &record.mac) {
+            return Err(RecordError::Address);
         }
         membership
             .subject()

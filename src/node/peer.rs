@@ -30,6 +30,13 @@ const MAX_OLDER: usize = 2;
 /// Sources of surveys remembered: all of one are remembered until the next.
 const MAX_ASIDE: usize = 8;
 
+/// Between two records that a peer tells us in the long run: each costs up to five signatures and a new picture of the network, and an honest
+/// member has a new one when it moves. Half of it would let fifty that lie take a tenth of a core.
+const RECORD_INTERVAL: Duration = Duration::from_millis(250);
+
+/// So far ahead of that it may be: 32 records at once, as a laptop makes none in its first minute.
+const RECORDS_AHEAD: Duration = Duration::from_secs(8);
+
 /// A remote member.
 pub(super) struct Peer {
     pub(super) id: PeerId,
@@ -54,6 +61,8 @@ pub(super) struct Peer {
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
+    /// When the records that it has told us would all be due.
+    records_due: Option<Instant>,
     /// How often it was told what our ledger is, since that or the session changed.
     pub(super) tellings: u32,
     /// What it asked of our ledger.
@@ -127,6 +136,7 @@ impl Peer {
             quantum: Agreement::default(),
             stamp: 0,
             told: 0,
+            records_due: None,
             tellings: 0,
             comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
@@ -153,6 +163,16 @@ impl Peer {
     /// The longest IP packet that the path in use is known to carry, bytes.
     pub(super) fn path_mtu(&self) -> Option<usize> {
         self.paths.mtu().packet(self.paths.primary()?)
+    }
+
+    /// Whether it may tell us another record now; if so, that is counted.
+    pub(super) fn takes_record(&mut self, now: Instant) -> bool {
+        let due = self.records_due.map_or(now, |due| due.max(now));
+        let pass = due < now + RECORDS_AHEAD;
+        if pass {
+            self.records_due = Some(due + RECORD_INTERVAL);
+        }
+        pass
     }
 
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.

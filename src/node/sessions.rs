@@ -226,10 +226,7 @@ impl Node {
                 }
             }
             Message::Pong { nonce, observed } => self.handle_pong(id, nonce, observed, source, now),
-            Message::Record(bytes) => match self.verify_record(&bytes, now) {
-                Ok(record) => self.take_in(record, now),
-                Err(reason) => self.counters.count(reason),
-            },
+            Message::Record(bytes) => self.handle_record(id, &bytes, now),
             Message::Goodbye => self.handle_goodbye(id, now),
             Message::Keepalive => (),
             Message::Punch => self.handle_punch(id, now),
@@ -254,6 +251,17 @@ impl Node {
             Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
             Message::KemKey(ask) => self.handle_kem_key(id, &ask, now),
             Message::KemAnswer(said) => self.handle_kem_answer(id, &said, now),
+        }
+    }
+
+    fn handle_record(&mut self, from: PeerId, bytes: &[u8], now: Instant) {
+        // Before the signatures are looked at: they are what costs.
+        if !self.peers.get_mut(&from).is_some_and(|peer| peer.takes_record(now)) {
+            return self.counters.count(DropReason::RecordBudget);
+        }
+        match self.verify_record(bytes, now) {
+            Ok(record) => self.take_in(record, now),
+            Err(reason) => self.counters.count(reason),
         }
     }
 

@@ -143,6 +143,8 @@ drop_reasons! {
     RecordRefused = "record-refused",
     /// A record whose MAC another key holds already.
     RecordConflict = "record-conflict",
+    /// A record from a member who has told us too many of late.
+    RecordBudget = "record-budget",
     /// A datagram for a stream that is not there, or whose other end takes them too slowly.
     StreamFull = "stream-full",
     /// A connection that did not prove to be a stream of this network in time, or announced what no member sends.
