@@ -832,7 +832,7 @@ pub(super) mod tests {
     #[test]
     fn keys_of_small_order_are_refused_on_both_sides() {
         let (a, b) = (alice(), bob());
-        let zero = Initiator::new(&a, &NoisePublic([0; 32]), 7, b"", None, [3; 32]);
+        let zero = Initiator::new(&a, &NoisePublic([0; 32]), 7, b"", None, None, [3; 32]);
         assert_eq!(zero.err(), Some(HandshakeError::RemoteKey));
         let mut initiation = initiate(&a, &b, b"").1;
         initiation[INITIATION_HEAD..INITIATION_HEAD + KEY_LEN].fill(0);
