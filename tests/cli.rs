@@ -380,7 +380,7 @@ fn a_running_node_answers_questions_and_stops_at_a_signal() {
     }
     assert_eq!(machine.json(&["peers"])["peers"], Value::Array(Vec::new()));
     let table = machine.run(&["peers"]);
-    assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  ENDPOINT  RTT  HEARD  ROLES\n");
+    assert_eq!(String::from_utf8_lossy(&table.stdout), "NAME  ADDRESS  PATH  KEYS  ENDPOINT  RTT  HEARD  ROLES\n");
     let stations = machine.json(&["stations"]);
     assert_eq!((&stations["stations"][0]["mac"], &stations["stations"][0]["by"]), (&made["mac"], &"own".into()));
     for question in [&["ping", "nobody"][..], &["ping", "nobody", "--path"], &["why", "nobody"]] {

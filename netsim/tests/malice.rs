@@ -85,6 +85,7 @@ impl Stage {
             "{} {}: {datagrams} datagrams, {reason} {counted:?}, {lost} of {sent} pings lost, {grown:?} KiB grown",
             words[0], words[1]
         ));
+        ensure!(datagrams >= words[1].parse()?, "{lie}: only {datagrams} datagrams, so it was not told");
         ensure!((lost as f64) < 0.01 * sent as f64, "{lie}: {losses:?}");
         ensure!(grown.iter().all(|grown| *grown < GROWTH_KIB), "{lie}: they grew by {grown:?} KiB");
         Ok(Told { datagrams, counted })

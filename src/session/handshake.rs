@@ -486,7 +486,7 @@ impl Offer {
             return Err(too_long);
         }
         let mut bytes = Zeroizing::new(Vec::with_capacity(OFFER_LEN + padded));
-        bytes.extend_from_slice(&[VERSION, AES * u8::from(self.aes) | QUANTUM * u8::from(self.quantum)]);
+        bytes.extend_from_slice(&[VERSION, (AES * u8::from(self.aes)) | (QUANTUM * u8::from(self.quantum))]);
         bytes.extend_from_slice(&len.to_be_bytes());
         bytes.extend_from_slice(&self.index.to_be_bytes());
         bytes.extend_from_slice(&self.key);

@@ -200,7 +200,7 @@ impl Job {
 }
 
 fn unhex(text: &str) -> Result<Vec<u8>> {
-    ensure!(text.len() % 2 == 0 && text.is_ascii(), "no hex: {text}");
+    ensure!(text.len().is_multiple_of(2) && text.is_ascii(), "no hex: {text}");
     (0..text.len()).step_by(2).map(|at| Ok(u8::from_str_radix(&text[at..at + 2], 16)?)).collect()
 }
 
