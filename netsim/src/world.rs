@@ -155,6 +155,8 @@ pub struct World {
     pub(crate) streams: Streams,
     /// Whether nodes that start from now on find out what paths carry.
     pub searches_mtu: bool,
+    /// Whether they mix ML-KEM into their sessions. Off: not optimised it takes 20 ms, and worlds have thousands of pairs.
+    pub post_quantum: bool,
     /// Connections accepted so far.
     pub(crate) accepted: u32,
 }
@@ -215,6 +217,7 @@ impl World {
             scratch: Scratch::default(),
             streams: Streams::new(),
             searches_mtu: false,
+            post_quantum: false,
             accepted: 0,
         }
     }
@@ -371,6 +374,7 @@ impl World {
         (host.wake_at, host.map_at) = (None, None);
         let mut config = host.config.clone();
         config.boots = host.life - 1;
+        config.post_quantum &= self.post_quantum;
         config.known_records = host.kept.clone();
         config.known_statements = host.ledger.clone();
         config.known_secrets = host.secrets.clone();

@@ -25,6 +25,7 @@ fn all_safe(world: &mut World, hosts: &[HostId]) -> bool {
 fn every_session_has_it_within_seconds_and_costs_no_frame() {
     for seed in 0..5 {
         let mut world = World::new(Seed::or(80_000 + seed));
+        world.post_quantum = true;
         let (_, hosts) = world.lan(4);
         world.settle_within(3 * SECOND);
         let pings = world.ping_all(&hosts, SECOND / 20, 30 * SECOND);
@@ -47,6 +48,7 @@ fn every_session_has_it_within_seconds_and_costs_no_frame() {
 fn a_third_of_all_datagrams_lost_delays_it_and_no_more() {
     for seed in 0..5 {
         let mut world = World::new(Seed::or(80_100 + seed));
+        world.post_quantum = true;
         let (lan, hosts) = world.lan(3);
         world.topology.set_conditions(lan, Conditions::LAN.losing(33));
         world.settle_within(30 * SECOND);
@@ -58,6 +60,7 @@ fn a_third_of_all_datagrams_lost_delays_it_and_no_more() {
 #[test]
 fn who_does_not_want_it_speaks_with_everybody_all_the_same() {
     let mut world = World::new(Seed::or(80_200));
+    world.post_quantum = true;
     let lan = world.switch();
     let hosts = world.laptops(3, lan);
     world.host_mut(hosts[0]).config.post_quantum = false;
@@ -79,6 +82,7 @@ fn who_does_not_want_it_speaks_with_everybody_all_the_same() {
 fn who_was_started_anew_has_forgotten_it_and_agrees_again() {
     for seed in 0..5 {
         let mut world = World::new(Seed::or(80_300 + seed));
+        world.post_quantum = true;
         let (_, hosts) = world.lan(3);
         world.settle_within(3 * SECOND);
         world.run_for(10 * SECOND);
