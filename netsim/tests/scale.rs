@@ -186,5 +186,6 @@ fn a_hundred_nodes_live_through_a_day() {
         );
         assert!(conversation.worst < 2 * SECOND, "an answer took {:?}", conversation.worst);
     }
-    assert!(took < MINUTE, "a virtual day took {took:?}");
+    // 45 s where it was written; a machine may be half as fast, or busy beside it.
+    assert!(took < 5 * MINUTE / 2, "a virtual day took {took:?}");
 }
