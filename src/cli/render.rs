@@ -441,6 +441,6 @@ mod tests {
             last_heard: None,
         };
         let text = peers(&[peer]);
-        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -         -    -      -"));
+        assert_eq!(text.lines().last(), Some("laptop  10.70.0.1  none  -     -         -    -      -"));
     }
 }

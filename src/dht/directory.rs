@@ -597,8 +597,10 @@ mod tests {
     #[test]
     fn a_record_of_another_network_is_refused() {
         let (other, key) = (SigningKey::from_seed(&[8; 32]), member(1));
-        let foreign = Record { chain: chain(&other, key.peer_id(), "spy"), ..record(&key, 1) };
-        let foreign = Verified::sign(&key, &NetworkId::of_root(&other.peer_id()), foreign, NOW).expect("sound there");
+        let (elsewhere, own) = (NetworkId::of_root(&other.peer_id()), record(&key, 1));
+        let ipv6 = ula_address(&elsewhere, &own.mac);
+        let foreign = Record { chain: chain(&other, key.peer_id(), "spy"), ipv6, ..own };
+        let foreign = Verified::sign(&key, &elsewhere, foreign, NOW).expect("sound there");
         let refusal = refused(&mut shard(Limits::default()), &mac_key(&foreign), foreign.bytes(), NOW);
         assert_eq!(refusal.name(), "record-foreign-network");
     }
@@ -677,7 +679,10 @@ mod tests {
         let first = signed(1, 1);
         put_all(&mut shard, &first);
         let thief = member(2);
-        let stolen = |expires| sign(&thief, Record { mac: first.mac, expires, ..record(&thief, 9) });
+        let stolen = |expires| {
+            let ipv6 = ula_address(&network(), &first.mac);
+            sign(&thief, Record { mac: first.mac, ipv6, expires, ..record(&thief, 9) })
+        };
         let theft = stolen(NOW + 7200);
         let refusal = refused(&mut shard, &mac_key(&first), theft.bytes(), NOW);
         assert_eq!(refusal, Refusal::MacPinned(member(1).peer_id()));
