@@ -216,6 +216,28 @@ fn invites_are_listed_and_withdrawn_and_members_expelled_while_meshd_is_not_runn
     assert_eq!((&expelled["peer"], &expelled["told"]), (&stranger.into(), &false.into()));
 }
 
+#[test]
+fn where_it_takes_two_admins_to_expel_one_of_them_says_who_is_missing() {
+    let (founder, admin, second) = (Machine::new(), Machine::new(), Machine::new());
+    founder.json(&["init", "--name", "home", "--quorum", "2"]);
+    for (machine, name) in [(&admin, "beta"), (&second, "gamma")] {
+        let invite = founder.json(&["invite", "--role", "admin"]);
+        assert!(machine.run(&["join", text(&invite["invite"]), "--name", name]).status.success());
+    }
+    let stranger = SigningKey::from_seed(&[9; 32]).peer_id().to_string();
+    let said = admin.run(&["revoke", &stranger]);
+    let line = String::from_utf8_lossy(&said.stdout).into_owned();
+    assert!(line.contains(&format!("{stranger} is out once another admin says so too")), "{line}");
+    assert_eq!(second.json(&["revoke", &stranger])["missing"], 1);
+    assert_eq!(founder.json(&["revoke", &stranger])["missing"], 0, "the founder needs nobody");
+    // Whom an admin lets in is of the same network.
+    let invite = admin.json(&["invite"]);
+    assert!(Machine::new().run(&["join", text(&invite["invite"]), "--name", "delta"]).status.success());
+    for wrong in ["0", "16"] {
+        assert_eq!(Machine::new().run(&["init", "--quorum", wrong]).status.code(), Some(2));
+    }
+}
+
 // ---- The state on disk ----
 
 #[test]

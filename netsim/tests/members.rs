@@ -183,6 +183,40 @@ fn of_two_admins_that_expel_each_other_the_younger_is_out_on_all_nodes() {
 }
 
 #[test]
+fn where_it_takes_two_admins_one_expels_nobody_and_the_second_from_another_island_does() {
+    for seed in 0..5 {
+        let mut world = World::new(Seed::or(5350 + seed));
+        let (lan, founders) = world.lan(1);
+        let join = |world: &mut World, n: u8, roles: Roles| {
+            let ticket = world.home().invite(100 + n, roles.with_quorum(2), 1, UNIX_START - 1000 + u64::from(n));
+            invited(world, &format!("host-{n}"), &ticket, lan)
+        };
+        let admins = [1, 2].map(|n| join(&mut world, n, Roles::ADMIN));
+        let (member, outcast) = (join(&mut world, 3, Roles::NONE), join(&mut world, 4, Roles::NONE));
+        let all = [founders[0], admins[0], admins[1], member, outcast];
+        all[1..].iter().for_each(|host| world.start(*host));
+        world.settle_within(5 * SECOND);
+        world.partition(lan, &[&[all[0], all[1]], &all[2..]]);
+        world.run_for(60 * SECOND);
+        let one = says(&world, admins[0], revoked(&world, outcast));
+        declare(&mut world, admins[0], &one);
+        world.partition(lan, &[]);
+        world.settle_within(120 * SECOND);
+        world.run_for(60 * SECOND);
+        assert!(are_in(&world, outcast, &all), "seed {seed}: one admin is not enough");
+        world.partition(lan, &[&[all[0], all[1]], &all[2..]]);
+        world.run_for(60 * SECOND);
+        let two = says(&world, admins[1], revoked(&world, outcast));
+        declare(&mut world, admins[1], &two);
+        let took = world.wait_for(2 * SECOND, |world| is_out(world, &all[2..4], outcast));
+        assert!(took.is_some(), "seed {seed}: where the second voice was heard");
+        world.partition(lan, &[]);
+        world.run_for(120 * SECOND);
+        assert!(is_out(&world, &all[..4], outcast), "seed {seed}");
+    }
+}
+
+#[test]
 fn whom_an_expelled_admin_invited_falls_with_it_unless_kept() {
     let mut world = World::new(Seed::or(5500));
     let (lan, mut hosts) = world.lan(3);

@@ -12,7 +12,11 @@ pub(super) fn expelled(json: bool, typed: &str, expelled: &Expelled) -> Result<(
         return print_json(expelled);
     }
     let name = expelled.name.as_deref().unwrap_or(typed);
-    let mut text = format!("{name} is no member any more.\n");
+    let mut text = match expelled.missing {
+        0 => format!("{name} is no member any more.\n"),
+        1 => format!("{name} is out once another admin says so too: `meshd revoke {typed}` there.\n"),
+        more => format!("{name} is out once {more} other admins say so too: `meshd revoke {typed}` there.\n"),
+    };
     for (names, what) in [(&expelled.fallen, "Expelled with it"), (&expelled.kept, "Kept")] {
         if !names.is_empty() {
             text.push_str(&format!("{what}: {}\n", names.join(", ")));

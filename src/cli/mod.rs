@@ -24,7 +24,7 @@ use crate::daemon::doctor::{self, Patient};
 use crate::daemon::enroll::{self, Terms};
 use crate::daemon::store::{self, Home, Store};
 use crate::daemon::{self, admin, api, process, telemetry};
-use crate::identity::{Ipv4Prefix, Mac, Name, PartyCode, Roles};
+use crate::identity::{Ipv4Prefix, MAX_QUORUM, Mac, Name, PartyCode, Roles};
 use crate::node::{Command, Reply};
 
 /// Bytes of an interface's name that Linux allows: IFNAMSIZ less the zero at the end.
@@ -83,6 +83,9 @@ enum Action {
         /// The network's IPv4 addresses [default: 10.x.0.0/16, x by the network's id]
         #[arg(long, value_name = "PREFIX")]
         prefix: Option<Ipv4Prefix>,
+        /// How many admins it takes to expel a member. This machine, as the founder's, needs no other
+        #[arg(long, value_name = "ADMINS", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_QUORUM)))]
+        quorum: u8,
     },
     /// Print an invite; whoever gets it can become a member
     Invite {
@@ -335,9 +338,9 @@ fn secrets(action: &Action) -> Vec<&str> {
 fn act(global: &Global, action: Action) -> Result<ExitCode> {
     let store = Store::open(global.state_dir.clone())?;
     match action {
-        Action::Init { name, host, prefix } => {
+        Action::Init { name, host, prefix, quorum } => {
             let name = one_name("--name", name, global.network.clone())?;
-            let (home, enrolled) = enroll::found(&store, name, host, prefix)?;
+            let (home, enrolled) = enroll::found(&store, name, host, prefix, quorum)?;
             render::founded(global.json, &enrolled, &enroll::invite(&home, &first_invite(), &[])?)?;
         }
         Action::Invite { which, expires, uses, role, name, qr, member_for } => {

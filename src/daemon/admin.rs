@@ -35,6 +35,8 @@ pub struct Expelled {
     pub fallen: Vec<String>,
     /// Who would have fallen and is kept, by name.
     pub kept: Vec<String>,
+    /// How many more admins have to say so before it is out.
+    pub missing: usize,
     /// Whether the node here runs, and so has told everybody whom it reaches.
     pub told: bool,
 }
@@ -96,7 +98,8 @@ pub fn revoke(home: &Home, socket: &Path, text: &str, reason: String, keep: bool
         known.ledger.verdict(&record.chain).is_ok() && ledger.verdict(&record.chain).is_err()
     };
     let own = known.records.values().find(|record| record.peer() == target);
-    if own.is_some_and(|own| ledger.verdict(&own.chain).is_ok()) {
+    let out = own.map_or_else(|| ledger.is_accused(&target), |own| ledger.verdict(&own.chain).is_err());
+    if !out && own.is_some_and(|own| !ledger.has_voice(&revocation.signer(), &own.chain)) {
         bail!("`{text}` is the founder's machine, or an admin of longer standing: only those above it can expel it");
     }
     let below: Vec<_> = known.records.values().filter(falls).filter(|record| record.peer() != target).collect();
@@ -104,6 +107,13 @@ pub fn revoke(home: &Home, socket: &Path, text: &str, reason: String, keep: bool
         bail!("this machine was invited by `{text}` and would fall with it; ask another admin");
     }
     let mut said = vec![revocation];
+    if !out {
+        // The last to say so keeps those below, and draws the new secret.
+        let missing = usize::from(home.chain.quorum()).saturating_sub(ledger.accusers(&target)).max(1);
+        let told = deliver(home, socket, &said, None)?;
+        let (name, peer) = (known.name(&target), target.to_string());
+        return Ok(Expelled { name, peer, fallen: Vec::new(), kept: Vec::new(), missing, told });
+    }
     if keep {
         for record in &below {
             said.push(sign(Fact::Kept { subject: record.peer() })?);
@@ -119,7 +129,7 @@ pub fn revoke(home: &Home, socket: &Path, text: &str, reason: String, keep: bool
     let mut names: Vec<_> = below.iter().map(|record| record.name().to_string()).collect();
     names.sort();
     let (fallen, kept) = if keep { (Vec::new(), names) } else { (names, Vec::new()) };
-    Ok(Expelled { name: known.name(&target), peer: target.to_string(), fallen, kept, told })
+    Ok(Expelled { name: known.name(&target), peer: target.to_string(), fallen, kept, missing: 0, told })
 }
 
 /// The invites made here, and those by which members known here have joined.

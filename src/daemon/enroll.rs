@@ -101,7 +101,8 @@ pub struct Ticket {
     pub contacts: usize,
 }
 
-/// Makes a network and ourselves its first member.
+/// Makes a network and ourselves its first member. `quorum` is how many admins it takes to expel one, at most
+/// [`MAX_QUORUM`](crate::identity::MAX_QUORUM); the founder needs no other.
 ///
 /// # Errors
 /// When the name is taken, the clock not set, or the disk full; nothing is left behind then.
@@ -110,6 +111,7 @@ pub fn found(
     name: Option<Name>,
     host: Option<Name>,
     prefix: Option<Ipv4Prefix>,
+    quorum: u8,
 ) -> Result<(Home, Enrolled)> {
     let now = clock()?;
     let host = host.map_or_else(host_name, Ok)?;
@@ -121,7 +123,7 @@ pub fn found(
     let key = new_key()?;
     let chain = Chain::of_root(
         root.peer_id(),
-        Certificate::issue(&root, &id, of_a_founder(key.peer_id(), host, Roles::ALL, now)),
+        Certificate::issue(&root, &id, of_a_founder(key.peer_id(), host, Roles::ALL.with_quorum(quorum), now)),
     );
     let network = NetworkConfig {
         name,
@@ -156,11 +158,13 @@ pub fn invite(home: &Home, terms: &Terms, endpoints: &[SocketAddr]) -> Result<Ti
     let expires = (now + terms.expires.as_secs()).min(ours_ends);
     let member_until = (now + terms.member_for.as_secs()).min(ours_ends);
     let (id, key) = (home.network.id(), new_key()?);
+    // What the founder signs says how many admins it takes to expel a member.
+    let roles = if chain.links.is_empty() { terms.roles.with_quorum(home.chain.quorum()) } else { terms.roles };
     let body = CertificateBody {
         subject: key.peer_id(),
         kind: Kind::Invite,
         name: terms.name.clone(),
-        roles: terms.roles,
+        roles,
         not_before: now,
         not_after: expires,
         grant_until: member_until,

@@ -6,7 +6,7 @@
 //!
 //! | case | outcome, on all nodes |
 //! |---|---|
-//! | a member is revoked by any admin | it is out, for ever, and so is whoever it invited, but for those that an admin keeps |
+//! | a member is revoked by any admin, or by as many as the network's quorum asks for | it is out, for ever, and so is whoever it invited, but for those that an admin keeps |
 //! | an admin revokes an older admin, or the founder's own machine | nothing: [`Rank`] decides |
 //! | two admins revoke each other | the younger is out |
 //! | more join by an invite than it allows | those first met by somebody else stay, by date, then by key |
@@ -83,7 +83,8 @@ pub struct LedgerFull;
 /// What a statement is about; the ledger holds one for each. In the order in which they are sent: news of the expelled first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Slot {
-    Revoked(PeerId),
+    /// Of a key, by an admin: it may take several.
+    Revoked(PeerId, PeerId),
     /// Of a member, by an admin: one of them may be expelled later.
     Kept(PeerId, PeerId),
     Withdrawn(PeerId),
@@ -96,7 +97,7 @@ enum Slot {
 impl Slot {
     fn of(statement: &Statement) -> Self {
         match statement.fact() {
-            Fact::Revoked { target, .. } => Self::Revoked(*target),
+            Fact::Revoked { target, .. } => Self::Revoked(*target, statement.signer()),
             Fact::Kept { subject } => Self::Kept(*subject, statement.signer()),
             Fact::Withdrawn { invite } => Self::Withdrawn(*invite),
             Fact::Epoch { number, .. } => Self::Epoch(*number, statement.signer()),
@@ -170,10 +171,34 @@ impl Ledger {
         self.judge(chain, true)
     }
 
-    /// Whether some admin has revoked this key, rightly or not: who announces itself with it and shows no chain is not
-    /// worth an answer.
+    /// Whether as many admins as it takes have revoked this key, rightly or not: who announces itself with it and shows no chain is
+    /// not worth an answer.
     pub fn is_accused(&self, key: &PeerId) -> bool {
-        self.held.contains_key(&Slot::Revoked(*key))
+        let (mut count, mut enough) = (0, 1);
+        for held in self.accusations(key) {
+            count += 1;
+            enough = enough.max(usize::from(held.chain().quorum()));
+            if speaks_alone(held, key) {
+                return true;
+            }
+        }
+        count >= enough
+    }
+
+    /// How many have revoked this key, rightly or not.
+    pub fn accusers(&self, key: &PeerId) -> usize {
+        self.accusations(key).count()
+    }
+
+    /// Whether `admin` has revoked the last key of `chain`, and may.
+    pub fn has_voice(&self, admin: &PeerId, chain: &Chain) -> bool {
+        let held = self.held.get(&Slot::Revoked(chain.subject(), *admin));
+        chain.links.len().checked_sub(1).is_some_and(|depth| held.is_some_and(|held| has_say(held, chain, depth)))
+    }
+
+    fn accusations(&self, key: &PeerId) -> impl Iterator<Item = &Arc<Statement>> {
+        let (first, last) = (PeerId([0; 32]), PeerId([0xff; 32]));
+        self.held.range(Slot::Revoked(*key, first)..=Slot::Revoked(*key, last)).map(|(_, held)| held)
     }
 
     /// The redemption of an invite by a member.
@@ -192,9 +217,12 @@ impl Ledger {
         self.held.get(&Slot::Withdrawn(*invite))
     }
 
-    /// Every revocation.
-    pub fn revocations(&self) -> impl Iterator<Item = &Arc<Statement>> {
-        self.iter().take_while(|held| matches!(held.fact(), Fact::Revoked { .. }))
+    /// How many keys as many admins as it takes have revoked.
+    pub fn expelled(&self) -> usize {
+        let keys = self.held.keys().map_while(|slot| if let Slot::Revoked(key, _) = slot { Some(key) } else { None });
+        let mut keys: Vec<_> = keys.collect();
+        keys.dedup();
+        keys.into_iter().filter(|key| self.is_accused(key)).count()
     }
 
     /// The epochs of the network's secret, the newest first: the fingerprint of each and the statement about it. Those that
@@ -279,12 +307,18 @@ impl Ledger {
 
     fn judge_link(&self, chain: &Chain, depth: usize) -> Result<(), Exclusion> {
         let link = &chain.links[depth];
-        if let Some(revocation) = self.held.get(&Slot::Revoked(link.body.subject))
-            && has_say(revocation, chain, depth)
-        {
-            let by = revocation.signer_name().unwrap_or("the founder").to_owned();
-            let Fact::Revoked { reason, .. } = revocation.fact() else { return Ok(()) };
-            return Err(Exclusion::Revoked { by, reason: reason.clone(), fallen: depth + 1 < chain.links.len() });
+        let subject = &link.body.subject;
+        let mut voices: Vec<_> = self.accusations(subject).filter(|held| has_say(held, chain, depth)).collect();
+        if voices.len() >= usize::from(chain.quorum()) || voices.iter().any(|held| speaks_alone(held, subject)) {
+            // In the order of their standing, so that every node names the same.
+            voices.sort_by_cached_key(|held| precedence(held));
+            let names: Vec<_> = voices.iter().map(|held| held.signer_name().unwrap_or("the founder")).collect();
+            let reason = voices.first().and_then(|held| match held.fact() {
+                Fact::Revoked { reason, .. } => Some(reason.clone()),
+                Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Redeemed { .. } | Fact::Epoch { .. } => None,
+            });
+            let fallen = depth + 1 < chain.links.len();
+            return Err(Exclusion::Revoked { by: names.join(" and "), reason: reason.unwrap_or_default(), fallen });
         }
         match (link.body.kind, chain.links.get(depth + 1)) {
             (Kind::Invite, Some(member)) => self.judge_redemption(link, &member.body.subject),
@@ -346,11 +380,16 @@ fn is_partial(statement: &Statement) -> bool {
     statement.chain().links.iter().any(|link| link.body.subject == *invite)
 }
 
+/// Whether a revocation of `key` needs no other beside it: the founder's, or one's own.
+fn speaks_alone(revocation: &Statement, key: &PeerId) -> bool {
+    revocation.rank().is_root() || revocation.signer() == *key
+}
+
 /// Whether a revocation counts against the key at `depth` of `chain`. The root has the say over everybody, and everybody
 /// over itself; an admin over members and their invites, and over what is younger than itself where it makes admins.
 fn has_say(revocation: &Statement, chain: &Chain, depth: usize) -> bool {
     let body = &chain.links[depth].body;
-    if revocation.rank().is_root() || revocation.signer() == body.subject {
+    if speaks_alone(revocation, &body.subject) {
         return true;
     }
     let of_the_founder = depth == 0 && body.kind == Kind::Member;
@@ -360,7 +399,9 @@ fn has_say(revocation: &Statement, chain: &Chain, depth: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::statement::tests::{NOW, admin, certificate, key, member, network, revoked, root, sign};
+    use super::super::statement::tests::{
+        NOW, admin, admin_with, certificate, key, member, network, revoked, root, sign,
+    };
     use super::*;
 
     fn ledger(statements: impl IntoIterator<Item = Statement>) -> Ledger {
@@ -456,8 +497,37 @@ mod tests {
         for order in [[0, 1], [1, 0]] {
             let ledger = ledger(order.map(|at| statements[at].clone()));
             assert!(is_revoked(&ledger, &older));
-            assert_eq!(ledger.len(), 1);
         }
+    }
+
+    #[test]
+    fn where_it_takes_two_admins_neither_expels_alone_but_the_founder_does() {
+        let two = Roles::ALL.with_quorum(2);
+        let target = admin_with(Roles::NONE.with_quorum(2), 8, 9, 100);
+        let ninth = key(9).peer_id();
+        let voices =
+            [(2, 3), (6, 7)].map(|(by, n)| Arc::new(say(n, admin_with(two, by, n, 43 + u64::from(n)), revoked(9))));
+        for order in [[0, 1], [1, 0]] {
+            let mut ledger = Ledger::default();
+            let mut hear = |at: usize| ledger.insert(Arc::clone(&voices[order[at]]));
+            assert_eq!((hear(0), hear(0)), (Ok(true), Ok(false)), "nobody has two voices");
+            assert!(!is_revoked(&ledger, &target) && !ledger.is_accused(&ninth));
+            assert_eq!((ledger.accusers(&ninth), ledger.len()), (1, 1));
+            assert_eq!(ledger.insert(Arc::clone(&voices[order[1]])), Ok(true));
+            assert!(is_revoked(&ledger, &target) && ledger.is_accused(&ninth));
+            let said = ledger.verdict(&target).expect_err("it is out").to_string();
+            assert_eq!(said, "expelled by host-7 and host-3 (left)", "the older first, on every node");
+        }
+        assert!(is_revoked(&ledger([say(1, root(), revoked(9))]), &target));
+    }
+
+    #[test]
+    fn a_voice_against_an_older_admin_does_not_count_towards_a_quorum() {
+        let admin = |by, n, ago| admin_with(Roles::ALL.with_quorum(2), by, n, ago);
+        let [oldest, middle, youngest] = [admin(2, 3, 50), admin(6, 7, 40), admin(10, 11, 30)];
+        let ledger = ledger([say(3, oldest, revoked(7)), say(11, youngest, revoked(7))]);
+        assert!(ledger.has_voice(&key(3).peer_id(), &middle) && !ledger.has_voice(&key(11).peer_id(), &middle));
+        assert!(!is_revoked(&ledger, &middle));
     }
 
     #[test]

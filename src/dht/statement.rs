@@ -310,14 +310,13 @@ pub(crate) mod tests {
 
     /// An admin who joined by the founder's invite `by`, made so many seconds ago.
     pub(crate) fn admin(by: u8, n: u8, ago: u64) -> Chain {
-        root().extended(certificate(1, by, Kind::Invite, Roles::ALL, 1, ago)).extended(certificate(
-            by,
-            n,
-            Kind::Member,
-            Roles::ALL,
-            0,
-            0,
-        ))
+        admin_with(Roles::ALL, by, n, ago)
+    }
+
+    /// The same, with these roles.
+    pub(crate) fn admin_with(roles: Roles, by: u8, n: u8, ago: u64) -> Chain {
+        let invite = certificate(1, by, Kind::Invite, roles, 1, ago);
+        root().extended(invite).extended(certificate(by, n, Kind::Member, roles, 0, 0))
     }
 
     pub(crate) fn sign(n: u8, chain: Chain, fact: Fact) -> Result<Statement, StatementError> {

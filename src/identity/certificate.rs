@@ -70,7 +70,11 @@ impl fmt::Display for Name {
     }
 }
 
-/// What a member may do beyond speaking for itself; a bit set so that later roles need no new format.
+/// How many admins, at most, it may take to expel a member.
+pub const MAX_QUORUM: u8 = 15;
+
+/// What a member may do beyond speaking for itself; a bit set so that later roles need no new format. In a certificate that the
+/// founder has signed, the four highest bits are the network's quorum, less one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Roles(pub u16);
 
@@ -93,6 +97,18 @@ impl Roles {
     #[must_use]
     pub fn with(self, other: Self) -> Self {
         Self(self.0 | other.0)
+    }
+
+    /// These roles in a network where it takes so many admins to expel a member, 1 to [`MAX_QUORUM`].
+    #[must_use]
+    pub fn with_quorum(self, admins: u8) -> Self {
+        Self(self.0 & (u16::MAX >> 4) | u16::from(admins.clamp(1, MAX_QUORUM) - 1) << 12)
+    }
+
+    /// How many admins it takes to expel a member. Every bit set is the root's and no number.
+    pub fn quorum(self) -> u8 {
+        let less_one = (self.0 >> 12) as u8;
+        if less_one < MAX_QUORUM { less_one + 1 } else { 1 }
     }
 
     /// The words for its roles; none for an ordinary member.
@@ -281,6 +297,11 @@ impl Chain {
     /// The last of the certified keys: whose chain it is. The root's, if nothing was certified.
     pub fn subject(&self) -> PeerId {
         self.links.last().map_or(self.root, |link| link.body.subject)
+    }
+
+    /// How many admins it takes to expel a member of this network. The founder has signed it, in the first certificate.
+    pub fn quorum(&self) -> u8 {
+        self.links.first().map_or(1, |link| link.body.roles.quorum())
     }
 
     /// The invites in it, each with the member that joined by it.

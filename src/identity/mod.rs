@@ -17,7 +17,8 @@ mod words;
 
 pub use address::{AddressError, Ipv4Prefix, Mac, automatic_ipv4, default_prefix, ula_address, ula_prefix};
 pub use certificate::{
-    Certificate, CertificateBody, Chain, ChainError, Kind, MAX_LINKS, Membership, Name, NameError, RoleError, Roles,
+    Certificate, CertificateBody, Chain, ChainError, Kind, MAX_LINKS, MAX_QUORUM, Membership, Name, NameError,
+    RoleError, Roles,
 };
 pub use invite::{Ago, Contact, Invite, InviteError, MAX_CONTACTS};
 pub use key::{

@@ -62,7 +62,7 @@ impl Node {
             mappings: Vec::new(),
             mapping: self.mapping().name().to_owned(),
             roles: self.own.record().map_or_else(Vec::new, roles_of),
-            expelled: self.ledger.revocations().count(),
+            expelled: self.ledger.expelled(),
             members: self.roster.iter().filter(|record| record.peer() != self.own.peer).count(),
             connected: self.peers.values().filter(|peer| peer.current.is_some()).count(),
             uptime: now.saturating_duration_since(self.clock.start).as_secs(),
