@@ -1,5 +1,5 @@
 //! The node, given what a hostile member may send: messages in a session, payloads of true handshakes, frames, in any
-//! order and at any pace. It neither panics nor answers with a storm.
+//! order and at any pace. It neither panics nor answers with a storm, and what proves nothing gets no more bytes than it brought.
 #![no_main]
 
 use std::time::{Duration, Instant};
@@ -34,7 +34,12 @@ fuzz_target!(|data: &[u8]| {
             2 => Punt::NoSession,
             3 => Punt::UnknownUnicast,
             4 => Punt::ColdFlood,
-            5 => Punt::Handshake,
+            5 => {
+                node.handle_punt(punted(Punt::Handshake, bytes), now);
+                let answered = drain(&mut node, now);
+                assert!(answered <= bytes.len(), "{answered} bytes for {}", bytes.len());
+                continue;
+            }
             6 => {
                 // A member that is not connected yet says hello with these bytes.
                 let bob = key(4).noise_secret().public();
@@ -113,10 +118,12 @@ fn punted(punt: Punt, bytes: &[u8]) -> Punted {
     Punted { punt, bytes: bytes.to_vec(), source: Some("192.0.2.3:4747".parse().expect("an endpoint")), peer }
 }
 
-fn drain(node: &mut Node, now: Instant) {
+/// Takes everything that the node says; returns how many bytes go out.
+fn drain(node: &mut Node, now: Instant) -> usize {
     let _ = node.poll_fib(now);
-    let sent = std::iter::from_fn(|| node.poll_transmit()).count();
-    assert!(sent <= MAX_TRANSMITS, "{sent} datagrams at once");
+    let sent: Vec<_> = std::iter::from_fn(|| node.poll_transmit()).map(|sent| sent.bytes.len()).collect();
+    assert!(sent.len() <= MAX_TRANSMITS, "{} datagrams at once", sent.len());
     while node.poll_event().is_some() {}
     let _ = (node.poll_timeout(), node.counters());
+    sent.iter().sum()
 }
