@@ -52,12 +52,10 @@ fn work() -> Result<ExitCode> {
         ["lan"] => lan(&arguments, 20),
         ["lan", "--runs", runs] => lan(&arguments, runs.parse::<usize>().context("--runs N")?.max(1)),
         ["attack", "garbage", target, count, rate] => {
-            attack::garbage(target.parse()?, count.parse()?, rate.parse()?)?;
-            Ok(ExitCode::SUCCESS)
+            sent(attack::garbage(target.parse()?, count.parse()?, rate.parse()?)?)
         }
         ["attack", "spoofed", target, count, rate, file] => {
-            attack::spoofed(target.parse()?, &std::fs::read(file)?, count.parse()?, rate.parse()?)?;
-            Ok(ExitCode::SUCCESS)
+            sent(attack::spoofed(target.parse()?, &std::fs::read(file)?, count.parse()?, rate.parse()?)?)
         }
         ["bench", rest @ ..] => {
             let options = Options::parse(rest)?;
@@ -94,6 +92,11 @@ fn work() -> Result<ExitCode> {
         ["soak", "--minutes", minutes] => soak(&arguments, minutes.parse::<u32>().context("--minutes N")?.max(1)),
         _ => bail!("{USAGE}"),
     }
+}
+
+fn sent(count: u64) -> Result<ExitCode> {
+    println!("sent {count}");
+    Ok(ExitCode::SUCCESS)
 }
 
 fn milliseconds(word: &str) -> Result<Duration> {

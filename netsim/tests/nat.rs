@@ -139,42 +139,71 @@ fn two_homes_behind_symmetric_routers_speak_through_the_public_member_and_it_rea
     });
 }
 
+/// Two homes that can only be relayed, and two members that do so: what becomes of pings when the relay in use fails as `fail` has it.
+fn relay_fails(lab: &mut Lab, fail: impl FnOnce(&mut Node) -> Result<()>) -> Result<[Node; 2]> {
+    let homes = Homes::new(lab, &[("ada", kind("symmetric-random")), ("bob", kind("symmetric-random"))])?;
+    let spare = homes.another(lab, "spare")?;
+    homes.public.found("party")?;
+    let public = homes.public.up()?;
+    spare.join(&homes.public.invite(&[])?)?;
+    let spare = spare.up()?;
+    spare.wait_connected(1, MEET)?;
+    let mut nodes = Vec::new();
+    for home in &homes.homes {
+        home.laptop.join(&homes.public.invite(&[])?)?;
+        nodes.push(home.laptop.up()?);
+    }
+    for node in &nodes {
+        node.wait_connected(3, DIRECT)?;
+    }
+    let via = |node: &Node| -> Result<String> {
+        let peers = node.laptop().ask(&["peers"])?;
+        let bob = peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "bob").cloned());
+        Ok(bob.context("bob")?["via"].as_str().unwrap_or("nobody").to_owned())
+    };
+    let pings = Pings::start(nodes[0].laptop(), nodes[1].ipv4(), 20)?;
+    thread::sleep(Duration::from_secs(4));
+    let first = via(&nodes[0])?;
+    let mut relays = [public, spare];
+    let used = relays.iter_mut().find(|relay| relay.laptop().name == first).context("relayed by one of the two")?;
+    fail(used)?;
+    thread::sleep(Duration::from_secs(6));
+    let loss = pings.stop()?;
+    figure(&format!("{first}, the relay, failed: {} ms without an answer", loss.longest * 50));
+    ensure!(loss.longest <= 3 * 20, "{loss:?}");
+    ensure!(via(&nodes[0])? != first, "still by {first}");
+    Ok(nodes.try_into().expect("two homes, two nodes"))
+}
+
+/// What a relay sends has the first bit of its first byte set; its own sessions' datagrams do not.
+fn bend(relay: &Node, verdict: &str) -> Result<()> {
+    let path = relay.laptop().dir.join("bend.nft");
+    let rule = format!("udp sport 4747 @th,64,1 1 {verdict}");
+    let chain = format!("chain out {{ type filter hook output priority 0; {rule}\n}}");
+    std::fs::write(&path, format!("table ip bend {{ {chain}\n}}\n"))?;
+    relay.laptop().run(&format!("nft -f {}", path.display())).map(drop)
+}
+
 #[test]
 fn when_one_of_two_relays_dies_its_pairs_go_on_by_the_other() {
+    in_lab(|lab| relay_fails(lab, Node::kill9).map(drop));
+}
+
+#[test]
+fn a_relay_that_drops_what_it_carries_is_left_for_the_other() {
+    in_lab(|lab| relay_fails(lab, |relay| bend(relay, "drop")).map(drop));
+}
+
+#[test]
+fn a_relay_that_alters_what_it_carries_is_left_for_the_other_and_nothing_altered_is_opened() {
     in_lab(|lab| {
-        let homes = Homes::new(lab, &[("ada", kind("symmetric-random")), ("bob", kind("symmetric-random"))])?;
-        let spare = homes.another(lab, "spare")?;
-        homes.public.found("party")?;
-        let mut public = homes.public.up()?;
-        spare.join(&homes.public.invite(&[])?)?;
-        let spare = spare.up()?;
-        spare.wait_connected(1, MEET)?;
-        let mut nodes = Vec::new();
-        for home in &homes.homes {
-            home.laptop.join(&homes.public.invite(&[])?)?;
-            nodes.push(home.laptop.up()?);
-        }
+        // Two bytes behind the headers.
+        let nodes = relay_fails(lab, |relay| bend(relay, "@th,224,16 set 0x5a5a"))?;
         for node in &nodes {
-            node.wait_connected(3, DIRECT)?;
+            let refused = node.drops()?.iter().find(|(reason, _)| reason == "bad-tag").map_or(0, |(_, count)| *count);
+            ensure!(refused > 0, "{:?}", node.drops()?);
+            figure(&format!("{}: bad-tag {refused}", node.laptop().name));
         }
-        let via = |node: &Node| -> Result<String> {
-            let peers = node.laptop().ask(&["peers"])?;
-            let bob = peers["peers"].as_array().and_then(|all| all.iter().find(|peer| peer["name"] == "bob").cloned());
-            Ok(bob.context("bob")?["via"].as_str().unwrap_or("nobody").to_owned())
-        };
-        let pings = Pings::start(nodes[0].laptop(), nodes[1].ipv4(), 20)?;
-        thread::sleep(Duration::from_secs(4));
-        let (mut spare, first) = (spare, via(&nodes[0])?);
-        if first == "pub" {
-            public.kill9()?
-        } else {
-            spare.kill9()?
-        }
-        thread::sleep(Duration::from_secs(6));
-        let loss = pings.stop()?;
-        figure(&format!("{first}, the relay, was killed: {} ms without an answer", loss.longest * 50));
-        ensure!(loss.longest <= 3 * 20, "{loss:?}");
-        ensure!(via(&nodes[0])? != first, "still by {first}");
         Ok(())
     });
 }

@@ -21,12 +21,12 @@ const BURST: u64 = 50;
 ///
 /// # Errors
 /// When the socket fails, or `target` is not in the lab.
-pub fn garbage(target: SocketAddrV4, count: u64, rate: u64) -> Result<()> {
+pub fn garbage(target: SocketAddrV4, count: u64, rate: u64) -> Result<u64> {
     check(target)?;
     let socket = UdpSocket::bind("0.0.0.0:0")?;
     let mut random = ChaCha8Rng::from_seed([7; 32]);
     let mut bytes = [0; 1472];
-    paced(count, rate, |number| {
+    let sent = paced(count, rate, |number| {
         random.fill_bytes(&mut bytes);
         let length = random.next_u32() as usize % bytes.len();
         // Kinds 0 to 7; half of them with the zero flags of a well-formed header.
@@ -37,25 +37,25 @@ pub fn garbage(target: SocketAddrV4, count: u64, rate: u64) -> Result<()> {
         // A full queue on the way is a loss, not an error.
         let _ = socket.send_to(&bytes[..length], target);
     });
-    Ok(())
+    Ok(sent)
 }
 
 /// `datagram`, `count` times at `rate` a second, each from another address and port.
 ///
 /// # Errors
 /// When the raw socket fails (it needs CAP_NET_RAW), or `target` is not in the lab.
-pub fn spoofed(target: SocketAddrV4, datagram: &[u8], count: u64, rate: u64) -> Result<()> {
+pub fn spoofed(target: SocketAddrV4, datagram: &[u8], count: u64, rate: u64) -> Result<u64> {
     check(target)?;
     let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(255))).context("a raw socket")?;
     let to = SockAddr::from(SocketAddr::V4(target));
     let mut random = ChaCha8Rng::from_seed([8; 32]);
-    paced(count, rate, |number| {
+    let sent = paced(count, rate, |number| {
         let source = Ipv4Addr::new(LAB[0], LAB[1], LAB[2], 100 + (number % 150) as u8);
         let packet =
             udp_packet(SocketAddrV4::new(source, 1024 + (random.next_u32() % 60_000) as u16), target, datagram);
         let _ = socket.send_to(&packet, &to);
     });
-    Ok(())
+    Ok(sent)
 }
 
 fn check(target: SocketAddrV4) -> Result<()> {
@@ -63,15 +63,21 @@ fn check(target: SocketAddrV4) -> Result<()> {
     Ok(())
 }
 
-fn paced(count: u64, rate: u64, mut send: impl FnMut(u64)) {
-    let start = Instant::now();
+/// Sends at this pace and no longer than that takes; returns how many it were.
+fn paced(count: u64, rate: u64, mut send: impl FnMut(u64)) -> u64 {
+    let (start, limit) = (Instant::now(), Duration::from_secs_f64(count as f64 / rate as f64));
     for number in 0..count {
         send(number);
         if number % BURST == BURST - 1 {
             let due = Duration::from_secs_f64((number + 1) as f64 / rate as f64);
-            thread::sleep(due.saturating_sub(start.elapsed()));
+            let elapsed = start.elapsed();
+            if elapsed > limit {
+                return number + 1;
+            }
+            thread::sleep(due.saturating_sub(elapsed));
         }
     }
+    count
 }
 
 /// An IPv4 packet (RFC 791) with a UDP datagram (RFC 768) without checksum; the kernel fills in the header's own.
