@@ -12,7 +12,7 @@ use std::time::Instant;
 use meshd::identity::{Mac, PeerId};
 use meshd::session::Transport;
 use meshd::session::transport::{Cipher, Keys, Quantum};
-use meshd::switch::{Fib, FibPeer, Forwarder};
+use meshd::switch::{Fdb, Fib, FibPeer, Forwarder};
 use meshd::wire::{Batch, Verdict};
 use zeroize::Zeroizing;
 
@@ -70,17 +70,28 @@ fn picture(ours: u8, theirs: u8, path_payload: usize, now: Instant) -> Fib {
     fib
 }
 
-/// Sends 32 frames from node 0 to node 1, `rounds` times; returns how many were delivered after the first round, and how
+/// A foreign station behind node 0.
+const STATION: Mac = Mac([0x00, 0x1b, 0x78, 0, 0, 1]);
+
+/// Sends 32 frames of `source` from node 0 to node 1, `rounds` times; returns how many were delivered after the first round, and how
 /// many allocations that took.
-fn exchange(path_payload: usize, rounds: usize) -> (u64, u64) {
+fn exchange(source: Mac, path_payload: usize, rounds: usize) -> (u64, u64) {
     #[expect(clippy::disallowed_methods, reason = "a test needs some instant to begin at")]
     let now = Instant::now();
-    let (a, b) = (picture(0, 1, path_payload, now), picture(1, 0, path_payload, now));
+    let (mut a, mut b) = (picture(0, 1, path_payload, now), picture(1, 0, path_payload, now));
+    if source == STATION {
+        let mut fdb = Fdb::new(PeerId([0; 32]), 0);
+        fdb.learn(STATION, now).expect("it is new");
+        fdb.admit(STATION);
+        a.behind = Some(fdb.behind());
+        b.peers[0].serves = true;
+        b.stations.insert(STATION, 0);
+    }
     let (mut sender, mut receiver) = (Forwarder::default(), Forwarder::default());
     let (mut frames, mut datagrams) = (Batch::new(1 << 18, 128), Batch::new(1 << 18, 128));
     let mut frame = [7; 1514];
     frame[..6].copy_from_slice(&MACS[1].0);
-    frame[6..12].copy_from_slice(&MACS[0].0);
+    frame[6..12].copy_from_slice(&source.0);
     let (mut delivered, mut before) = (0, 0);
     for round in 0..rounds {
         if round == 1 {
@@ -107,6 +118,8 @@ fn exchange(path_payload: usize, rounds: usize) -> (u64, u64) {
 
 #[test]
 fn neither_whole_nor_cut_unicast_frames_allocate() {
-    assert_eq!(exchange(1600, 101), (3200, 0), "whole");
-    assert_eq!(exchange(1280, 101), (3200, 0), "cut in two");
+    for source in [MACS[0], STATION] {
+        assert_eq!(exchange(source, 1600, 101), (3200, 0), "whole");
+        assert_eq!(exchange(source, 1280, 101), (3200, 0), "cut in two");
+    }
 }

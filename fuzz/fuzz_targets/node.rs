@@ -29,8 +29,9 @@ fuzz_target!(|data: &[u8]| {
         let length = usize::from(u16::from_be_bytes([*high, *low]) % 1200).min(tail.len());
         let (bytes, after) = tail.split_at(length);
         rest = after;
-        let punt = match kind % 8 {
+        let punt = match kind % 9 {
             0 | 1 => Punt::Message,
+            8 => Punt::NewStation,
             2 => Punt::NoSession,
             3 => Punt::UnknownUnicast,
             4 => Punt::ColdFlood,

@@ -41,7 +41,7 @@ pub fn invite() -> Invite {
         subject: key(2).peer_id(),
         kind: Kind::Invite,
         name: name("invite"),
-        roles: Roles::NONE,
+        roles: Roles::BRIDGE,
         not_before: NOW,
         not_after: NOW + 7 * 86400,
         grant_until: NOW + 365 * 86400,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use meshd::dht::sighting::{Announcement, seal_sighting};
-use meshd::identity::canonical;
+use meshd::identity::{Mac, canonical};
 use meshd::session::cookie::Cookies;
 use meshd::session::handshake::{Initiator, Responder};
 use meshd::tap::segment::segment;
@@ -14,7 +14,7 @@ use meshd::wire::checksum::{TCP, Transport, UDP, fold, sum};
 use meshd::wire::ethernet::FrameHead;
 use meshd::wire::header::{HEADER_LEN, TAG_LEN};
 use meshd::wire::message::INNER_LEN;
-use meshd::wire::{Batch, Checksum, Header, Inner, Message};
+use meshd::wire::{Batch, Checksum, Claim, Header, Inner, Message};
 use meshd_fuzz::{INDEX, NOW, invite, key, local, record, revocation, secret};
 
 fn main() {
@@ -33,12 +33,15 @@ fn main() {
         seed("wire", name, &bytes);
     }
     let observed = "[2001:db8::1]:4747".parse().expect("an endpoint");
+    let stations = vec![Mac([0, 0x1b, 0x78, 0, 0, 1]), Mac([0, 0x1b, 0x78, 0, 0, 2])];
+    let claim = Claim { sequence: 1, first: Mac([0; 6]), last: Mac::BROADCAST, stations };
     for (name, message) in [
         ("ping", Message::Ping { nonce: 1 }),
         ("pong", Message::Pong { nonce: u64::MAX, observed }),
         ("message-record", Message::Record(record(3).bytes().to_vec())),
         ("goodbye", Message::Goodbye),
         ("keepalive", Message::Keepalive),
+        ("stations", Message::Stations(claim.clone())),
     ] {
         seed("wire", name, &message.encode());
     }
@@ -101,6 +104,7 @@ fn main() {
         Message::Secret { epoch: revocation().bytes().to_vec(), secret: [1; 32] },
         Message::KemKey(vec![1; 1184]),
         Message::KemAnswer(vec![1; 1088]),
+        Message::Stations(claim.clone()),
         Message::Goodbye,
     ];
     let all: Vec<u8> = messages.iter().flat_map(|message| input(0, &message.encode())).collect();

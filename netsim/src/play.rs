@@ -6,17 +6,20 @@ use std::time::Duration;
 use meshd::identity::Contact;
 use meshd::node::command::PeerInfo;
 use meshd::node::{Command, CommandId, Reply};
-use meshd::wire::{Counters, DropReason};
+use meshd::switch::seal_message;
+use meshd::wire::ethernet::FrameHead;
+use meshd::wire::{Counters, DropReason, Message};
 
 use crate::directory::Ground;
 use crate::host::HostId;
 use crate::link::Conditions;
 use crate::nat::NatKind;
 use crate::oracle;
-use crate::station::{Conversation, MIN_FRAME, Said};
+use crate::station::{Conversation, MIN_FRAME, Said, Station};
 use crate::topology::{BoxId, Prefix, SegmentId};
 use crate::trace::fingerprint;
-use crate::world::{What, World};
+use crate::transit::TTL;
+use crate::world::{Host, What, World};
 
 /// How long the operating system takes to tell that a cable was pulled or plugged in.
 const NETLINK_DELAY: Duration = Duration::from_millis(50);
@@ -29,6 +32,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// From ping to ping when a test waits for the first answer: a person at a keyboard would be slower.
 const IMPATIENT: Duration = Duration::from_millis(50);
+
+impl Host {
+    /// Who hears a frame that the node delivers: whoever it is for, and with a LAN behind the TAP everybody if that is nobody.
+    pub(crate) fn stations_for(&mut self, frame: &[u8]) -> impl Iterator<Item = &mut Station> {
+        let to = FrameHead::read(frame).map(|head| head.destination);
+        let known = self.behind.iter().chain([&self.station]).any(|station| Some(station.mac) == to);
+        let known = known && !self.behind.is_empty();
+        let all = std::iter::once(&mut self.station).chain(&mut self.behind);
+        all.filter(move |station| !known || Some(station.mac) == to)
+    }
+}
 
 impl World {
     /// A switch without anybody on it.
@@ -220,6 +234,20 @@ impl World {
     /// Writes a frame into a host's TAP, as its kernel would.
     pub fn send_frame(&mut self, host: HostId, frame: &[u8]) {
         self.drive(host, |process, scratch, now, output| process.frame(frame, scratch, now, output));
+    }
+
+    /// A host says something to another in their session, past all that its own node would say.
+    ///
+    /// # Panics
+    /// If they have no session over a path of IPv4 or IPv6.
+    pub fn say(&mut self, from: HostId, to: HostId, message: &Message) {
+        let (now, wanted) = (self.instant(from), self.host(to).peer);
+        let process = self.host(from).process.as_ref().expect("it runs");
+        let peer = process.fib().peers.iter().find(|peer| peer.peer == wanted).expect("it is known");
+        let endpoint = peer.endpoint;
+        let transport = peer.transport.as_ref().expect("a session");
+        let bytes = seal_message(transport, message, now).expect("a session that lives");
+        self.transmit(from, crate::world::PORT, endpoint, TTL, bytes);
     }
 
     /// A datagram reaches a host with any source that an attacker likes.

@@ -148,7 +148,11 @@ impl Station {
             self.heard.push_back((now, frame.to_vec()));
         }
         let Some(Said::Ask { conversation, sequence }) = Said::read(frame) else { return None };
-        let asker = FrameHead::read(frame)?.source;
+        let FrameHead { source: asker, destination, .. } = FrameHead::read(frame)?;
+        // On a LAN a switch that does not know it asks everywhere.
+        if destination != self.mac {
+            return None;
+        }
         Some(Said::Answer { conversation, sequence }.frame(self.mac, asker, frame.len()))
     }
 }

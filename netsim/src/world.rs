@@ -86,6 +86,8 @@ pub struct Host {
     pub peer: PeerId,
     /// What is at its TAP.
     pub station: Station,
+    /// What else is on its LAN, if its TAP is a port of a bridge.
+    pub behind: Vec<Station>,
     /// What it cost so far.
     pub costs: Costs,
     /// What its node told the user.
@@ -286,6 +288,7 @@ impl World {
             name,
             peer: config.key.peer_id(),
             station: Station::new(config.mac()),
+            behind: Vec::new(),
             costs: Costs::default(),
             changes: Vec::new(),
             life: 0,
@@ -392,7 +395,7 @@ impl World {
     }
 
     /// The instant that a host's monotonic clock shows.
-    fn instant(&self, host: HostId) -> Instant {
+    pub(crate) fn instant(&self, host: HostId) -> Instant {
         self.base + (self.now - self.hosts[host.0].slept)
     }
 
@@ -558,9 +561,9 @@ impl World {
             Some(Said::Ask { .. }) | None => (),
         }
         let (instant, host) = (self.instant(id), &mut self.hosts[id.0]);
-        if let (Some(answer), Some(process)) = (host.station.hear(frame, now), host.process.as_mut()) {
-            process.frame(&answer, &mut self.scratch, instant, output);
-        }
+        let answers: Vec<_> = host.stations_for(frame).filter_map(|station| station.hear(frame, now)).collect();
+        let Some(process) = host.process.as_mut() else { return };
+        answers.iter().for_each(|answer| process.frame(answer, &mut self.scratch, instant, output));
     }
 
     /// Sees to it that a host is called at its deadline. An event that has become too early reschedules itself.

@@ -43,9 +43,14 @@ struct Told {
 
 impl Stage {
     fn new(lab: &mut Lab) -> Result<Self> {
+        Self::with_role(lab, "member")
+    }
+
+    /// With a liar that has this role.
+    fn with_role(lab: &mut Lab, role: &str) -> Result<Self> {
         let (laptops, nodes, _) = party(lab, ["ada", "bob", "cyd"], &[])?;
         thread::sleep(KEPT);
-        let invite = laptops[0].invite(&["--uses", "0"])?;
+        let invite = laptops[0].invite(&["--uses", "0", "--role", role])?;
         let dan = lab.laptop("dan")?;
         let mut liar = Liar::start(Path::new(env!("CARGO_BIN_EXE_netsim")), &dan, &invite)?;
         wait_for("the liar has sessions with everybody", MEET, || Ok(liar.tell("sessions 1 1")? == 3))?;
@@ -197,6 +202,43 @@ fn who_has_ten_thousand_macs_has_one() {
         let mut stage = Stage::new(lab)?;
         let lie = hex(&experiment([0; 6], EVERYBODY, 60));
         stage.tell_all(&format!("macs 10000 2500 {lie}"), "source-mac")
+    });
+}
+
+/// How many foreign stations the first of them knows, by `meshd stations`.
+fn foreign(stage: &Stage) -> Result<usize> {
+    let told = stage.laptops[0].ask(&["stations"])?;
+    let stations = told["stations"].as_array().context("stations")?;
+    Ok(stations.iter().filter(|station| station["by"] == "bridge").count())
+}
+
+#[test]
+fn who_is_no_bridge_claims_ten_thousand_stations_in_vain() {
+    in_lab(|lab| {
+        let mut stage = Stage::new(lab)?;
+        // 192 each.
+        stage.tell_all("stations 53 50", "bridge-claim")?;
+        ensure!(foreign(&stage)? == 0, "some are believed");
+        Ok(())
+    });
+}
+
+#[test]
+fn a_bridge_that_claims_ten_thousand_stations_has_a_thousand_and_never_a_members() {
+    in_lab(|lab| {
+        let mut stage = Stage::with_role(lab, "bridge")?;
+        let told = stage.tell("stations 53 30", "bridge-stations")?;
+        let least = ((53 * 192 - 1024) as f64 * MOST) as u64;
+        ensure!(told.counted.iter().all(|count| *count >= least), "{:?} counted", told.counted);
+        let known = foreign(&stage)?;
+        ensure!((1..=1024).contains(&known), "{known} are believed");
+        let mac = stage.of_ada("mac")?;
+        stage.tell_all(&format!("station 30 20 {mac}"), "bridge-owned")?;
+        // More than any bridge has to say.
+        let told = stage.tell("stations 5000 1000", "bridge-claim")?;
+        ensure!(told.counted.iter().all(|count| *count >= 3500), "{:?} of 5000 counted", told.counted);
+        ensure!(foreign(&stage)? <= 1024);
+        Ok(())
     });
 }
 

@@ -263,7 +263,7 @@ pub struct StationInfo {
     pub peer: String,
     /// The peer's name.
     pub name: String,
-    /// How it is known: `record`, or `own`.
+    /// How it is known: `record`; `own`; or `bridge`, if it is a foreign station behind that peer.
     pub by: String,
 }
 

@@ -55,7 +55,11 @@ impl Node {
         match self.roster.find(&LookupKey::Mac(head.destination)).map(Verified::peer) {
             Some(owner) if owner == self.own.peer => self.counters.count(DropReason::OwnDestination),
             Some(owner) => self.send_or_wait(owner, frame, now),
-            None => self.look_up_station(head.destination, frame, now),
+            None => match self.bridging.fdb.place(head.destination) {
+                Some(bridge) if bridge == self.own.peer => self.counters.count(DropReason::OwnDestination),
+                Some(bridge) => self.send_or_wait(bridge, frame, now),
+                None => self.look_up_station(head.destination, frame, now),
+            },
         }
     }
 
@@ -74,7 +78,7 @@ impl Node {
         }
     }
 
-    fn send_or_wait(&mut self, id: PeerId, frame: Vec<u8>, now: Instant) {
+    pub(super) fn send_or_wait(&mut self, id: PeerId, frame: Vec<u8>, now: Instant) {
         if self.peers.get(&id).is_some_and(|peer| peer.current.is_some()) && self.seal_and_send(id, &frame, now) {
             return;
         }
@@ -86,7 +90,7 @@ impl Node {
     }
 
     /// Seals one frame over the peer's session; false if it has none that seals.
-    fn seal_and_send(&mut self, id: PeerId, frame: &[u8], now: Instant) -> bool {
+    pub(super) fn seal_and_send(&mut self, id: PeerId, frame: &[u8], now: Instant) -> bool {
         let Some(peer) = self.roster.get(&id).map(|record| self.fib_peer(record, self.peers.get(&id))) else {
             return false;
         };
@@ -131,20 +135,23 @@ impl Node {
         }
     }
 
+    /// Nobody has said whose this MAC is. It may be a silent station behind a bridge, so bridges get the frame at once; or a member's, so
+    /// the directory is asked too.
     fn look_up_station(&mut self, mac: Mac, frame: Vec<u8>, now: Instant) {
+        let lost = u64::from(!self.flood_to_bridges(&frame, now));
         if self.frames.unknown.get(&mac).is_some_and(|until| now < *until) {
-            return self.counters.count(DropReason::WaitFull);
+            return self.counters.count_many(DropReason::WaitFull, lost);
         }
         if let Some((_, waiting)) = self.frames.stations.values_mut().find(|(wanted, _)| *wanted == mac) {
             if waiting.len() < MAX_FRAMES {
                 waiting.push_back(frame);
             } else {
-                self.counters.count(DropReason::WaitFull);
+                self.counters.count_many(DropReason::WaitFull, lost);
             }
             return;
         }
         if self.frames.stations.len() >= MAX_LOOKUPS {
-            return self.counters.count(DropReason::WaitFull);
+            return self.counters.count_many(DropReason::WaitFull, lost);
         }
         self.frames.unknown.retain(|_, until| now < *until);
         if self.frames.unknown.len() < MAX_LOOKUPS {
@@ -199,10 +206,10 @@ impl Node {
         if let Some((command, key)) = self.frames.operator.remove(&id) {
             self.fail_lookup(command, &key);
         }
-        if let Some((_, frames)) = self.frames.stations.remove(&id) {
-            for _ in frames {
-                self.counters.count(DropReason::WaitFull);
-            }
+        if let Some((_, frames)) = self.frames.stations.remove(&id)
+            && self.bridges().next().is_none()
+        {
+            self.counters.count_many(DropReason::WaitFull, frames.len() as u64);
         }
     }
 }

@@ -371,6 +371,7 @@ impl Node {
         self.redraw(now);
         self.flush_waiting(id, now);
         self.tell_ledger(id, now);
+        self.tell_stations(id, now);
         if !self.epochs.is_newest(secret) {
             self.tell_secret(id, now);
         }

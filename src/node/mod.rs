@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `handshakes` | a peer becomes a session: initiate, answer, confirm, replace |
 //! | `sessions` | a session lives: probes, silence, messages, goodbye |
+//! | `bridging` | foreign stations behind bridges: learned, told, taken in |
 //! | `epochs` | the network's secret changes when somebody is expelled |
 //! | `frames` | a frame waits for a session or a lookup |
 //! | `mtu` | how long a datagram each path carries is found out |
@@ -29,6 +30,7 @@
 //! | `filter` | which rules of the packet filter concern whom |
 //! | `picture` | the Fib is drawn |
 
+mod bridging;
 mod carry;
 pub mod command;
 mod epochs;
@@ -78,6 +80,7 @@ use crate::session::gate::Gate;
 use crate::switch::{Fib, Notice};
 use crate::wire::{Counters, DropReason, Punt, SHARE_BITS};
 
+use self::bridging::Bridging;
 use self::epochs::Epochs;
 use self::filter::PacketFilter;
 use self::filtering::Filtering;
@@ -137,6 +140,7 @@ pub struct Node {
     surveys: Surveys,
     hunts: Hunts,
     streams: Streams,
+    bridging: Bridging,
     picture: Picture,
     filter: PacketFilter,
     timers: Timers,
@@ -199,6 +203,7 @@ impl Node {
             surveys: Surveys::default(),
             hunts: Hunts::default(),
             streams: Streams::default(),
+            bridging: Bridging::new(config.key.peer_id(), own::sequence_base(config.boots)),
             picture: Picture::default(),
             filter: PacketFilter::default(),
             timers: Timers::default(),
@@ -218,6 +223,7 @@ impl Node {
         let Punted { punt, bytes, source, peer } = punted;
         match (punt, source, peer) {
             (Punt::NoSession | Punt::UnknownUnicast, ..) => self.handle_frame(bytes, now),
+            (Punt::NewStation, ..) => self.handle_new_station(bytes, now),
             (Punt::ColdFlood, ..) => self.handle_flood(&bytes, now),
             (Punt::Handshake, Some(source), _) => self.handle_handshake(&bytes, source, now),
             (Punt::Message, Some(source), Some(peer)) => self.handle_message(peer, &bytes, source, now),
@@ -347,6 +353,8 @@ impl Node {
                 Timer::Persist => self.persist(),
                 Timer::Keep => self.keep_ledger(),
                 Timer::Witness => self.witness(now),
+                Timer::Stations => self.tend_stations(now),
+                Timer::Sweep => self.sweep_stations(now),
                 Timer::Fib => (),
             }
         }

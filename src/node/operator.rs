@@ -129,6 +129,12 @@ impl Node {
                 by: if record.peer() == self.own.peer { "own" } else { "record" }.to_owned(),
             })
             .collect();
+        stations.extend(self.bridging.fdb.places().map(|(mac, at)| StationInfo {
+            mac: mac.to_string(),
+            peer: at.to_string(),
+            name: self.name_of(at),
+            by: "bridge".to_owned(),
+        }));
         stations.sort_by(|a, b| a.mac.cmp(&b.mac));
         stations
     }

@@ -37,6 +37,13 @@ const RECORD_INTERVAL: Duration = Duration::from_millis(250);
 /// So far ahead of that it may be: 32 records at once, as a laptop makes none in its first minute.
 const RECORDS_AHEAD: Duration = Duration::from_secs(8);
 
+/// Between two claims of stations that a bridge tells us in the long run: news five times a second, each in six parts, is 30. Each costs some ten
+/// microseconds, and a new picture perhaps.
+const CLAIM_INTERVAL: Duration = Duration::from_millis(25);
+
+/// So far ahead of that it may be: 64 claims, all stations of a bridge ten times.
+const CLAIMS_AHEAD: Duration = Duration::from_millis(1600);
+
 /// A remote member.
 pub(super) struct Peer {
     pub(super) id: PeerId,
@@ -65,6 +72,11 @@ pub(super) struct Peer {
     records_due: Option<Instant>,
     /// How often it was told what our ledger is, since that or the session changed.
     pub(super) tellings: u32,
+    /// How often it was told what is behind us, since that or the session changed, and when it is to be told again.
+    pub(super) stations_told: u32,
+    pub(super) stations_due: Option<Instant>,
+    /// When the claims that it has told us would all be due.
+    claims_due: Option<Instant>,
     /// What it asked of our ledger.
     pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
@@ -138,6 +150,9 @@ impl Peer {
             told: 0,
             records_due: None,
             tellings: 0,
+            stations_told: 0,
+            stations_due: None,
+            claims_due: None,
             comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
             probed: None,
@@ -167,12 +182,12 @@ impl Peer {
 
     /// Whether it may tell us another record now; if so, that is counted.
     pub(super) fn takes_record(&mut self, now: Instant) -> bool {
-        let due = self.records_due.map_or(now, |due| due.max(now));
-        let pass = due < now + RECORDS_AHEAD;
-        if pass {
-            self.records_due = Some(due + RECORD_INTERVAL);
-        }
-        pass
+        admit(&mut self.records_due, RECORD_INTERVAL, RECORDS_AHEAD, now)
+    }
+
+    /// The same of a claim of stations.
+    pub(super) fn takes_claim(&mut self, now: Instant) -> bool {
+        admit(&mut self.claims_due, CLAIM_INTERVAL, CLAIMS_AHEAD, now)
     }
 
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.
@@ -237,4 +252,14 @@ impl Peer {
             .map(|transport| transport.last_received().unwrap_or_else(|| transport.created()))
             .max()
     }
+}
+
+/// Whether one more may come `now`, of those that come every `interval` in the long run, at most `ahead` of that; if so, it is counted.
+fn admit(all_due: &mut Option<Instant>, interval: Duration, ahead: Duration, now: Instant) -> bool {
+    let due = all_due.map_or(now, |due| due.max(now));
+    let pass = due < now + ahead;
+    if pass {
+        *all_due = Some(due + interval);
+    }
+    pass
 }

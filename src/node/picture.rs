@@ -83,6 +83,7 @@ impl Node {
         }
         fib.channels = self.channels().collect();
         fib.neighbors = self.roster.neighbors();
+        self.draw_stations(&mut fib);
         self.draw_filter(&mut fib);
         Some(Arc::new(fib))
     }

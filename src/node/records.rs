@@ -186,6 +186,7 @@ impl Node {
             self.redraw(now);
             self.tell_kernel(id);
             self.note_newcomer(id, now);
+            self.review_stations(id, now);
             if self.own.homes.contains(&id) {
                 self.reconsider_homes(now);
             }

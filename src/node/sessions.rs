@@ -114,6 +114,7 @@ impl Node {
         }
         self.tend_mtu(id, now);
         self.tell_ledger_again(id, now);
+        self.tell_stations_again(id, now);
         self.tend_quantum(id, now);
         let used = current.last_sent().max(Some(heard)).is_some_and(|used| now < used + IDLE_AFTER);
         if current.is_due(now) && (warm || used) {
@@ -251,6 +252,7 @@ impl Node {
             Message::Secret { epoch, secret } => self.handle_secret(id, &epoch, secret, now),
             Message::KemKey(ask) => self.handle_kem_key(id, &ask, now),
             Message::KemAnswer(said) => self.handle_kem_answer(id, &said, now),
+            Message::Stations(claim) => self.handle_stations(id, &claim, now),
         }
     }
 
@@ -375,6 +377,7 @@ impl Node {
     /// The peer is gone: its sessions are forgotten, the member is not.
     pub(super) fn lose(&mut self, id: PeerId, why: &'static str, now: Instant) {
         self.forget_sessions(id);
+        self.forget_stations_of(id, now);
         self.close_channels(id, now);
         self.hang_up_on(id);
         self.surveys.forget(id);

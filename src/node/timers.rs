@@ -47,6 +47,10 @@ pub(super) enum Timer {
     Keep,
     /// Newcomers have waited long enough for somebody to say that they joined.
     Witness,
+    /// Stations behind us are to be told of, or their first frames to go.
+    Stations,
+    /// Stations may have been silent for too long.
+    Sweep,
     /// The picture for forwarding is due.
     Fib,
 }
@@ -58,10 +62,15 @@ impl Timer {
             Self::Session(_) | Self::Punch(_) | Self::Survey | Self::Hunt(_) | Self::Mtu(_) | Self::Streams => {
                 Reason::Session
             }
-            Self::Lookup(_) | Self::Pings | Self::Netcheck => Reason::Waiting,
-            Self::Renew | Self::Homes | Self::Expire | Self::Leave | Self::Persist | Self::Keep | Self::Witness => {
-                Reason::Records
-            }
+            Self::Lookup(_) | Self::Pings | Self::Netcheck | Self::Stations => Reason::Waiting,
+            Self::Renew
+            | Self::Homes
+            | Self::Expire
+            | Self::Leave
+            | Self::Persist
+            | Self::Keep
+            | Self::Witness
+            | Self::Sweep => Reason::Records,
             Self::Fib => Reason::Fib,
         }
     }

@@ -4,11 +4,12 @@
 //! to seal; then each session is asked once for its counters; the second pass seals. Between them it is known which
 //! small frames stand beside others for the same peer: they share a datagram.
 
+use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 use crate::identity::Mac;
 use crate::session::rekey::REKEY_AFTER_MESSAGES;
-use crate::wire::checksum::Transport as Segment;
+use crate::wire::checksum::{Transport as Segment, UDP};
 use crate::wire::ethernet::FrameHead;
 use crate::wire::message::ENTRY_LEN;
 use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
@@ -16,6 +17,7 @@ use crate::wire::{Batch, Counters, DropReason, Ecn, Punt, Verdict};
 use super::fib::Fib;
 use super::flood::Bucket;
 use super::forwarder::{Notice, Notices};
+use super::packet::Content;
 use super::seal::{self, Cut, Target};
 use super::{mss, neighbor};
 
@@ -28,6 +30,8 @@ pub struct Egress {
     floods: Bucket,
     /// Of unknown unicast, which costs a lookup: of its own, so that a stream into the void silences no ARP.
     unknown: Bucket,
+    /// Of frames from stations that we do not know, where we are a bridge: each costs the node a look, and its first one everybody a message.
+    strange: Bucket,
     /// With whom the next flood begins. If a batch has no room for a copy for everybody, it is not always the same
     /// members who get none.
     turn: usize,
@@ -157,30 +161,48 @@ impl Egress {
         if len > head.payload + fib.mtu {
             return drop(DropReason::FrameTooLong);
         }
-        if head.source != fib.mac {
-            return drop(DropReason::ForeignSource);
-        }
+        let strange = head.source != fib.mac
+            && match source_of(fib, head.source) {
+                Ok(strange) => strange,
+                Err(reason) => return drop(reason),
+            };
         if head.destination == fib.mac {
             return drop(DropReason::OwnDestination);
         }
         let segment = Segment::of(frame, &head);
+        if fib.behind.is_some() && is_datagram_of_ours(frame, &head, segment.as_ref(), &fib.endpoints) {
+            return drop(DropReason::OwnDatagram);
+        }
         let Some(checksum) = seal::plain(frame, segment.as_ref(), checksum) else {
             return drop(DropReason::FrameMalformed);
         };
         let ecn = Ecn::of_frame(frame, &head);
         let slot = batch.slot_mut(index);
         (slot.checksum, slot.ecn) = (checksum, ecn);
+        if let Some(filter) = &fib.filter
+            && !head.destination.is_group()
+        {
+            filter.note(batch.bytes(index), &head, now);
+        }
+        if strange {
+            let verdict = match self.strange.take(len, now) {
+                true => Verdict::Punt(Punt::NewStation),
+                false => Verdict::Drop(DropReason::FloodBudget),
+            };
+            return Judgement::Verdict(verdict);
+        }
         if head.destination.is_group() {
             if neighbor::answer(batch, index, &fib.neighbors, fib.mac) {
                 return Judgement::Verdict(Verdict::Deliver);
             }
             return Judgement::Verdict(self.flood(fib, batch, index, now));
         }
-        if let Some(filter) = &fib.filter {
-            filter.note(batch.bytes(index), &head, now);
-        }
         let known = last.filter(|(mac, _)| *mac == head.destination).map(|(_, peer)| peer);
         let Some(peer) = known.or_else(|| fib.stations.get(&head.destination).copied()) else {
+            if fib.behind.as_ref().is_some_and(|behind| behind.has(head.destination)) {
+                // The host's own switch does not know where it is, and asks everywhere.
+                return drop(DropReason::OwnDestination);
+            }
             let verdict = match self.unknown.take(len, now) {
                 true => Verdict::Punt(Punt::UnknownUnicast),
                 false => Verdict::Drop(DropReason::FloodBudget),
@@ -299,4 +321,41 @@ impl Egress {
         let asks = neighbor::requested(batch.bytes(index)).is_some();
         if fib.cold || asks { Verdict::Punt(Punt::ColdFlood) } else { Verdict::Done }
     }
+}
+
+/// Whether a frame is one of our own datagrams. Where the LAN of a bridge is underlay too, the other end of a path may seem to be on it while
+/// it is behind the tunnel: each datagram would become another, without end.
+fn is_datagram_of_ours(frame: &[u8], head: &FrameHead, segment: Option<&Segment>, endpoints: &[SocketAddr]) -> bool {
+    let Some(segment) = segment.filter(|segment| segment.protocol == UDP) else { return false };
+    let port = u16::from_be_bytes([frame[segment.start], frame[segment.start + 1]]);
+    // Nearly all end here.
+    if !endpoints.iter().any(|endpoint| endpoint.port() == port) {
+        return false;
+    }
+    let Content::Packet(packet) = Content::of(frame, head) else { return false };
+    let is_source = |ip: IpAddr| match ip {
+        IpAddr::V4(ip) => packet.source == ip.octets(),
+        IpAddr::V6(ip) => packet.source == ip.octets(),
+    };
+    endpoints.iter().any(|endpoint| endpoint.port() == port && is_source(endpoint.ip()))
+}
+
+/// Whether a frame from our TAP that does not have our MAC is from a station that we do not know yet: where we are a bridge. Otherwise
+/// it is from one that we know.
+///
+/// # Errors
+/// Why it may not leave.
+#[cold]
+fn source_of(fib: &Fib, source: Mac) -> Result<bool, DropReason> {
+    let Some(behind) = &fib.behind else { return Err(DropReason::ForeignSource) };
+    if behind.hears(source) {
+        return Ok(false);
+    }
+    if source.is_group() {
+        return Err(DropReason::ForeignSource);
+    }
+    if fib.is_members(source) {
+        return Err(DropReason::BridgeOwned);
+    }
+    Ok(true)
 }

@@ -10,6 +10,7 @@ use crate::identity::{Mac, PeerId};
 use crate::session::Transport;
 use crate::wire::message::{HEADROOM, TAILROOM};
 
+use super::fdb::Behind;
 use super::filter::{Clause, Filter};
 use super::meter::Meter;
 
@@ -18,7 +19,7 @@ use super::meter::Meter;
 pub struct FibPeer {
     /// Who.
     pub peer: PeerId,
-    /// The MAC that its record gives it: the only source address accepted from it.
+    /// The MAC that its record gives it: the only source address accepted from it, but for stations behind it if it is a bridge.
     pub mac: Mac,
     /// The session to send with; `None` while there is none.
     pub transport: Option<Arc<Transport>>,
@@ -30,7 +31,7 @@ pub struct FibPeer {
     pub path_payload: usize,
     /// What that will probably be once the path has been searched: TCP asks once only, so it is told this.
     pub expected_payload: usize,
-    /// Whether it may speak as DHCP server and router: it has the role `bridge`, for whatever is behind it.
+    /// Whether it has the role `bridge`: it may speak for stations behind it, and as DHCP server and router.
     pub serves: bool,
     /// Which of its packets the filter lets in; `None`: all.
     pub clauses: Option<Arc<[Clause]>>,
@@ -76,7 +77,7 @@ pub struct Fib {
     pub mtu: usize,
     /// All members with a record, in the order of their keys.
     pub peers: Vec<FibPeer>,
-    /// MAC → index into `peers`. Only looked up, never iterated.
+    /// MAC → index into `peers`: of members, and of stations behind bridges. Only looked up, never iterated.
     pub stations: HashMap<Mac, usize>,
     /// Our session index → the session and the index into `peers` of its owner: current, previous and next sessions.
     /// Only looked up, never iterated.
@@ -87,6 +88,10 @@ pub struct Fib {
     pub neighbors: Arc<BTreeMap<IpAddr, Mac>>,
     /// Whether any member has no live session, so that a flood does not reach everybody at once.
     pub cold: bool,
+    /// The stations behind us; `None` if we are no bridge.
+    pub behind: Option<Arc<Behind>>,
+    /// Where our own datagrams come from, if we are a bridge: its LAN may be underlay too.
+    pub endpoints: Vec<SocketAddr>,
     /// What the filters of all peers share; `None` where nothing is filtered.
     pub filter: Option<Arc<Filter>>,
 }
@@ -103,8 +108,23 @@ impl Fib {
             channels: HashMap::new(),
             neighbors: Arc::default(),
             cold: false,
+            behind: None,
+            endpoints: Vec::new(),
             filter: None,
         }
+    }
+
+    /// Whether `mac` is a foreign station behind `peer`.
+    #[cold]
+    pub(super) fn is_behind(&self, peer: &FibPeer, mac: Mac) -> bool {
+        let place = self.stations.get(&mac).and_then(|place| self.peers.get(*place));
+        peer.serves && place.is_some_and(|place| place.peer == peer.peer)
+    }
+
+    /// Whether a member's record has `mac`.
+    pub(super) fn is_members(&self, mac: Mac) -> bool {
+        let place = self.stations.get(&mac).and_then(|place| self.peers.get(*place));
+        place.is_some_and(|place| place.mac == mac)
     }
 
     /// The longest frame, bytes, that reaches the owner of `destination` in one datagram; unbounded for a group and for a

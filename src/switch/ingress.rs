@@ -1,12 +1,13 @@
 //! Datagrams on their way in: from the underlay to our TAP.
 //!
 //! What a session opens proves who sent it, not that the sender is honest: every frame is held against the sender's
-//! record before the kernel sees it.
+//! record, or its claims if it is a bridge, before the kernel sees it.
 
 use std::net::{SocketAddr, SocketAddrV6};
 use std::ops::Range;
 use std::time::Instant;
 
+use crate::identity::Mac;
 use crate::session::transport::Window;
 use crate::session::{OpenError, Transport};
 use crate::wire::checksum::Transport as Segment;
@@ -258,13 +259,10 @@ impl Ingress {
         if frame.len() > head.payload + fib.mtu {
             return Verdict::Drop(DropReason::FrameTooLong);
         }
-        if head.source != peer.mac {
+        if head.source != peer.mac && !fib.is_behind(peer, head.source) {
             return Verdict::Drop(DropReason::SourceMac);
         }
-        let flooded = head.destination.is_group();
-        if !flooded && head.destination != fib.mac {
-            return Verdict::Drop(DropReason::NotForUs);
-        }
+        let Some(flooded) = is_flooded(fib, head.destination) else { return Verdict::Drop(DropReason::NotForUs) };
         if let Checksum::Partial { start, offset } = checksum
             && !Segment::of(frame, &head).is_some_and(|segment| is_usual(&segment, start, offset))
         {
@@ -305,6 +303,22 @@ impl Ingress {
             self.notices.push_roamed(peer.peer, endpoint);
         }
     }
+}
+
+/// Whether a frame to `destination` is one to everybody: a group's, or, where we are a bridge, one to a station that nobody knows.
+/// `None` if it is for somebody else.
+fn is_flooded(fib: &Fib, destination: Mac) -> Option<bool> {
+    if destination == fib.mac {
+        return Some(false);
+    }
+    if destination.is_group() {
+        return Some(true);
+    }
+    let behind = fib.behind.as_ref()?;
+    if behind.has(destination) {
+        return Some(false);
+    }
+    (!fib.stations.contains_key(&destination)).then_some(true)
 }
 
 /// Whether what comes from `source` is not from who is at `from`. A member that has dialled us may have two streams for a while, and

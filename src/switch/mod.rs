@@ -11,11 +11,12 @@
 //! what is relayed, `service` DHCP servers and routers
 //! that nobody asked for, [`filter`] what the operator does not want.
 //!
-//! Stations come from signed records alone: one MAC for a member, so there is nothing to learn and nothing to poison. A
-//! learning table will stand beside [`fib`] as `fdb`, and only for members with the role `bridge`: what is learned behind
-//! one goes into `Fib::stations`, and the source check of [`ingress`] then asks that table too.
+//! Members' stations come from signed records alone: one MAC for each, so there is nothing to learn and nothing to poison.
+//! Foreign stations are learned by members with the role `bridge` only, and told by them; [`fdb`] is the table of both, kept by the
+//! node. What it says goes into [`Fib::stations`] and [`Fib::behind`]; a member's own record wins always.
 
 pub mod egress;
+pub mod fdb;
 pub mod fib;
 pub mod filter;
 pub mod flood;
@@ -33,6 +34,7 @@ mod testing;
 #[cfg(test)]
 mod tests;
 
+pub use fdb::{Behind, Fdb};
 pub use fib::{Channel, Fib, FibPeer};
 pub use forwarder::{Egress, Forwarder, Ingress, Notice};
 pub use meter::Meter;

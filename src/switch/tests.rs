@@ -5,10 +5,11 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::testing::{Side, alone, endpoint, frame, mac, pair, start};
-use super::{Channel, Egress, Ingress, Meter, Notice};
+use super::testing::{Side, alone, arp, endpoint, frame, mac, pair, start, v4};
+use super::{Channel, Egress, Fdb, Ingress, Meter, Notice};
+use crate::identity::Mac;
 use crate::wire::checksum::{self, Transport as Segment, fold};
-use crate::wire::ethernet::{ETHERTYPE_IPV4, FrameHead};
+use crate::wire::ethernet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, FrameHead};
 use crate::wire::header::HEADER_LEN;
 use crate::wire::message::{HEADROOM, INNER_LEN, TAILROOM};
 use crate::wire::{Batch, Checksum, DropReason, Ecn, Inner, Punt, Verdict, relay};
@@ -318,4 +319,132 @@ fn a_relay_carries_only_what_comes_from_where_its_user_is_by_a_channel_it_gave()
         assert_eq!(batch.slots()[0].verdict, Verdict::Drop(reason));
         assert_eq!(ingress.counters().get(reason), 1);
     }
+}
+
+/// A foreign station.
+const STATION: Mac = Mac([0x00, 0x1b, 0x78, 0, 0, 1]);
+
+/// Nodes 1 and 2, of which 1 is a bridge and has the station behind it.
+fn bridged(now: Instant) -> (Side, Side) {
+    let (mut a, mut b) = pair(now);
+    let mut fdb = Fdb::new(a.fib.peers[0].peer, 0);
+    fdb.learn(STATION, now).expect("it is new");
+    fdb.admit(STATION);
+    a.fib.behind = Some(fdb.behind());
+    b.fib.peers[0].serves = true;
+    b.fib.stations.insert(STATION, 0);
+    (a, b)
+}
+
+fn arrived(from: &Side, to: &Side, bytes: &[u8], now: Instant) -> Verdict {
+    let mut datagram = vec![0; HEADROOM];
+    Inner::Frame(Checksum::Unknown).write(&mut datagram[HEADER_LEN..]);
+    datagram.extend(bytes);
+    datagram.extend([0; TAILROOM]);
+    from.transport.seal_in_place(from.transport.reserve(1, now).expect("a counter"), &mut datagram);
+    ingress(to, &[(datagram, Ecn::NotCapable)], now).0.slots()[0].verdict
+}
+
+#[test]
+fn a_frame_of_a_station_behind_us_leaves_like_our_own_and_is_taken_from_us_alone() {
+    let now = start();
+    let (a, mut b) = bridged(now);
+    let bytes = frame(mac(2), STATION, LOCAL, b"print this");
+    let sent = datagrams(&egress(&a, &[given(bytes.clone())], now));
+    let (batch, _) = ingress(&b, &sent, now);
+    assert_eq!(delivered(&batch), [(bytes.clone(), Checksum::Unknown)]);
+    assert_eq!(arrived(&a, &b, &bytes, now), Verdict::Deliver);
+    b.fib.peers[0].serves = false;
+    assert_eq!(arrived(&a, &b, &bytes, now), Verdict::Drop(DropReason::SourceMac), "no bridge any more");
+    b.fib.peers[0].serves = true;
+    b.fib.stations.clear();
+    assert_eq!(arrived(&a, &b, &bytes, now), Verdict::Drop(DropReason::SourceMac), "not claimed");
+}
+
+#[test]
+fn a_station_speaks_for_its_own_address_and_for_no_members() {
+    let now = start();
+    let (a, b) = bridged(now);
+    for (address, verdict) in [
+        ([10, 64, 0, 200], Verdict::Deliver),
+        (v4(1).octets(), Verdict::Drop(DropReason::ForgedBinding)),
+        (v4(2).octets(), Verdict::Drop(DropReason::ForgedBinding)),
+    ] {
+        let reply = arp(2, (STATION, address), (mac(2), v4(2).octets()));
+        assert_eq!(arrived(&a, &b, &frame(mac(2), STATION, ETHERTYPE_ARP, &reply), now), verdict, "{address:?}");
+    }
+}
+
+#[test]
+fn what_a_bridge_hears_of_strangers_goes_to_the_node_and_of_members_nowhere() {
+    let now = start();
+    let (mut a, _) = bridged(now);
+    let strange = Mac([0x00, 0x1b, 0x78, 0, 0, 2]);
+    let group = Mac([0x01, 0x1b, 0x78, 0, 0, 2]);
+    let cases = [
+        (strange, mac(2), Verdict::Punt(Punt::NewStation)),
+        (strange, Mac::BROADCAST, Verdict::Punt(Punt::NewStation)),
+        (mac(2), mac(3), Verdict::Drop(DropReason::BridgeOwned)),
+        (group, mac(2), Verdict::Drop(DropReason::ForeignSource)),
+        (STATION, STATION, Verdict::Drop(DropReason::OwnDestination)),
+        (mac(1), STATION, Verdict::Drop(DropReason::OwnDestination)),
+    ];
+    for (from, to, verdict) in cases {
+        let batch = egress(&a, &[given(frame(to, from, LOCAL, b"hello"))], now);
+        assert_eq!(batch.slots()[0].verdict, verdict, "{from} to {to}");
+    }
+    a.fib.behind = None;
+    for from in [strange, STATION, mac(2)] {
+        let batch = egress(&a, &[given(frame(mac(3), from, LOCAL, b"hello"))], now);
+        assert_eq!(batch.slots()[0].verdict, Verdict::Drop(DropReason::ForeignSource), "whoever is no bridge");
+    }
+}
+
+#[test]
+fn a_storm_of_strangers_reaches_the_node_within_a_budget() {
+    let now = start();
+    let (a, _) = bridged(now);
+    let mut egress = Egress::default();
+    let mut punted = 0;
+    for n in 0..10_000u32 {
+        let [a0, b0, c0, d0] = n.to_be_bytes();
+        let mut batch = Batch::new(1 << 12, 4);
+        batch.push(&frame(Mac::BROADCAST, Mac([0, 1, a0, b0, c0, d0]), LOCAL, b"hello"), None).expect("room");
+        egress.handle_frames(&a.fib, &mut batch, now);
+        punted += usize::from(batch.slots()[0].verdict == Verdict::Punt(Punt::NewStation));
+    }
+    assert!((50..500).contains(&punted), "{punted}");
+    assert_eq!(egress.counters().get(DropReason::FloodBudget), 10_000 - punted as u64);
+}
+
+#[test]
+fn a_bridge_takes_what_is_for_its_stations_and_within_a_budget_what_is_for_nobody_known() {
+    let now = start();
+    let (mut a, b) = bridged(now);
+    a.fib.stations.insert(Mac([0x00, 0x1b, 0x78, 0, 0, 3]), 0);
+    let taken = |a: &Side, to| arrived(&b, a, &frame(to, mac(2), LOCAL, b"hello"), now);
+    assert_eq!(taken(&a, STATION), Verdict::Deliver);
+    assert_eq!(taken(&a, Mac([0x00, 0x1b, 0x78, 0, 0, 2])), Verdict::Deliver, "it may be behind us");
+    let elsewhere = Verdict::Drop(DropReason::NotForUs);
+    assert_eq!(taken(&a, Mac([0x00, 0x1b, 0x78, 0, 0, 3])), elsewhere, "behind another bridge");
+    a.fib.behind = None;
+    assert_eq!((taken(&a, STATION), taken(&a, Mac([0x00, 0x1b, 0x78, 0, 0, 2]))), (elsewhere, elsewhere));
+}
+
+#[test]
+fn a_datagram_of_ours_that_comes_to_our_own_tap_is_not_sealed_into_another() {
+    let now = start();
+    let (mut a, _) = bridged(now);
+    // From port 7, at an address of the bridge.
+    let datagram = given(udp(b"sealed", Ecn::NotCapable));
+    let sends = |a: &Side| !datagrams(&egress(a, std::slice::from_ref(&datagram), now)).is_empty();
+    a.fib.endpoints = ["10.64.0.1:8".parse().expect("an endpoint"), "10.64.0.9:7".parse().expect("an endpoint")].into();
+    assert!(sends(&a), "another's, or of another program");
+    a.fib.endpoints.push("10.64.0.1:7".parse().expect("an endpoint"));
+    assert_eq!(
+        egress(&a, std::slice::from_ref(&datagram), now).slots()[0].verdict,
+        Verdict::Drop(DropReason::OwnDatagram)
+    );
+    a.fib.behind = None;
+    assert!(sends(&a), "whoever is no bridge has no underlay there");
 }

@@ -40,6 +40,8 @@ pub enum Punt {
     /// A broadcast or multicast frame, already sent to live sessions; some members have none, or it asks for an address
     /// that no record gives.
     ColdFlood,
+    /// A frame from our own TAP with a source that we do not know, where we are a bridge: learn the station, tell of it, then send it.
+    NewStation,
     /// An initiation, a response or a cookie.
     Handshake,
     /// The bytes of a canonical [`super::Message`], opened.
@@ -73,6 +75,8 @@ drop_reasons! {
     ForeignSource = "foreign-source",
     /// A frame from our own TAP to our own MAC.
     OwnDestination = "own-destination",
+    /// One of our own datagrams, come to our own TAP: the LAN that we bridge seems to lead where the tunnel leads.
+    OwnDatagram = "own-datagram",
     /// Broadcast, multicast or unknown unicast beyond the origin's budget.
     FloodBudget = "flood-budget",
     /// No room left in the batch for a copy or a fragment.
@@ -145,6 +149,12 @@ drop_reasons! {
     RecordConflict = "record-conflict",
     /// A record from a member who has told us too many of late.
     RecordBudget = "record-budget",
+    /// A claim of stations by a member without the role `bridge`, or by a bridge that has told us too many of late.
+    BridgeClaim = "bridge-claim",
+    /// A station beyond those of one bridge, or of all together: claimed by another, or behind us.
+    BridgeStations = "bridge-stations",
+    /// A station with a MAC that a signed record gives to a member: claimed by a bridge, or heard at our own TAP.
+    BridgeOwned = "bridge-owned",
     /// A datagram for a stream that is not there, or whose other end takes them too slowly.
     StreamFull = "stream-full",
     /// A connection that did not prove to be a stream of this network in time, or announced what no member sends.

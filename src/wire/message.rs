@@ -17,8 +17,8 @@ use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::PeerId;
 use crate::identity::canonical::{self, CodecError};
+use crate::identity::{Mac, PeerId};
 
 use super::header::{HEADER_LEN, TAG_LEN};
 
@@ -196,6 +196,35 @@ pub struct Open {
     pub rtt: u32,
 }
 
+/// Stations in one [`Claim`]: what fits [`MAX_MESSAGE`], 6 bytes each behind at most 25.
+pub const MAX_CLAIMED: usize = 192;
+
+/// Which stations are behind the sender, of all MACs from the first to the last. It says so of this part alone, and all of it: so it
+/// needs no other to be understood, may be told again, and takes back what an earlier one said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Grows with each change of what is behind the sender, across restarts too.
+    pub sequence: u64,
+    /// Of the part.
+    pub first: Mac,
+    /// Of the part.
+    pub last: Mac,
+    /// In their order, each once; at most [`MAX_CLAIMED`].
+    pub stations: Vec<Mac>,
+}
+
+impl Claim {
+    /// Whether it is as an honest node makes it.
+    pub fn is_sound(&self) -> bool {
+        let within = |mac: &Mac| self.first <= *mac && *mac <= self.last;
+        let sound = |mac: &Mac| within(mac) && !mac.is_group() && *mac != Mac([0; 6]);
+        self.first <= self.last
+            && self.stations.len() <= MAX_CLAIMED
+            && self.stations.is_sorted_by(|a, b| a < b)
+            && self.stations.iter().all(sound)
+    }
+}
+
 /// Control messages between two nodes with a session.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Message {
@@ -320,6 +349,8 @@ pub enum Message {
     KemKey(Vec<u8>),
     /// The ciphertext in answer.
     KemAnswer(Vec<u8>),
+    /// From a bridge: the foreign stations behind it.
+    Stations(Claim),
 }
 
 impl Message {
@@ -382,6 +413,27 @@ mod tests {
         assert_eq!(entry(&bundle[..12]), None, "cut short");
         bundle[2] = 3;
         assert_eq!(entry(&bundle), None, "only frames are bundled");
+    }
+
+    #[test]
+    fn the_longest_claim_is_a_message() {
+        let stations: Vec<_> = (0..MAX_CLAIMED as u8).map(|n| Mac([0xfc, 0, 0, 0, 0, n])).collect();
+        let mut claim = Claim { sequence: u64::MAX, first: Mac([0xfc; 6]), last: Mac::BROADCAST, stations };
+        assert!(Message::Stations(claim.clone()).encode().len() <= MAX_MESSAGE);
+        assert!(!claim.is_sound(), "outside of its part");
+        claim.first = Mac([0; 6]);
+        assert!(claim.is_sound());
+        claim.stations.push(Mac::BROADCAST);
+        assert!(!claim.is_sound(), "too many");
+        claim.stations.truncate(2);
+        claim.stations.swap(0, 1);
+        assert!(!claim.is_sound(), "out of order");
+        claim.stations[1] = claim.stations[0];
+        assert!(!claim.is_sound(), "twice");
+        for mac in [Mac([0; 6]), Mac([1, 0, 0x5e, 0, 0, 1])] {
+            claim.stations = vec![mac];
+            assert!(!claim.is_sound(), "no station's: {mac}");
+        }
     }
 
     proptest! {

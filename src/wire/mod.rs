@@ -17,4 +17,4 @@ pub mod stream;
 pub use batch::{Batch, Counters, DropReason, Punt, Slot, Verdict};
 pub use ecn::Ecn;
 pub use header::{DatagramKind, Header, SHARE_BITS};
-pub use message::{Checksum, Inner, Message, Open, Way};
+pub use message::{Checksum, Claim, Inner, Message, Open, Way};

@@ -1,7 +1,11 @@
-//! A machine behind a node: the node's TAP becomes a port of a bridge, and what was the node's place in the overlay, its
-//! MAC and its addresses, goes to a station at another port. For the members it is the same member; but every frame
-//! leaves the node's host by a bridge, as onto a real wire.
+//! Machines behind a node, whose TAP becomes a port of a bridge.
+//!
+//! [`Bridged`]: what was the node's place in the overlay, its MAC and its addresses, goes to a station at another port. For the members
+//! it is the same member; but every frame leaves the node's host by a bridge, as onto a real wire.
+//!
+//! [`enslave`] and [`foreign`]: the node keeps its place, and stations at other ports have MACs of their own, as docs/operations.md has it.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, ensure};
@@ -32,11 +36,7 @@ impl<'a> Bridged<'a> {
     /// When the kernel refuses.
     pub fn new(node: &'a Node) -> Result<Self> {
         let (laptop, device) = (node.laptop(), node.device());
-        let mac = laptop.ask(&["status"])?["mac"].as_str().context("mac")?.to_owned();
-        let shown = laptop.run(&format!("ip -oneline addr show dev {device} scope global"))?;
-        let addresses: Vec<String> =
-            shown.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect();
-        ensure!(addresses.len() == 2, "the TAP has other addresses than one of each family: {shown}");
+        let (mac, addresses) = place_of(node)?;
         laptop.run(&format!("ip addr flush dev {device}"))?;
         laptop.run(&format!("ip link set {device} address {TAP_MAC}"))?;
         laptop.run(&format!("ip link add {BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"))?;
@@ -80,6 +80,71 @@ impl<'a> Bridged<'a> {
         let found = self.addresses.iter().find(|address| address.contains(':') == ipv6).expect("one of each family");
         found.split('/').next().expect("an address before its prefix")
     }
+}
+
+/// The MAC of `node`, and its addresses in the overlay with their prefixes.
+fn place_of(node: &Node) -> Result<(String, Vec<String>)> {
+    let mac = node.laptop().ask(&["status"])?["mac"].as_str().context("mac")?.to_owned();
+    let shown = node.laptop().run(&format!("ip -oneline addr show dev {} scope global", node.device()))?;
+    let addresses: Vec<String> =
+        shown.lines().filter_map(|line| line.split_whitespace().nth(3)).map(str::to_owned).collect();
+    ensure!(addresses.len() == 2, "the TAP has other addresses than one of each family: {shown}");
+    Ok((mac, addresses))
+}
+
+/// Puts the TAP of `node` into a bridge, which has the node's MAC and addresses from now on.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn enslave(node: &Node) -> Result<()> {
+    let (laptop, device) = (node.laptop(), node.device());
+    let (mac, addresses) = place_of(node)?;
+    laptop.run(&format!("ip link add {BRIDGE} type bridge forward_delay 0 stp_state 0 mcast_snooping 0"))?;
+    laptop.run(&format!("ip link set {BRIDGE} address {mac}"))?;
+    laptop.run(&format!("sysctl -qw net.ipv6.conf.{BRIDGE}.accept_dad=0"))?;
+    laptop.run(&format!("ip link set {device} master {BRIDGE}"))?;
+    laptop.run(&format!("ip addr flush dev {device}"))?;
+    laptop.run(&format!("ip link set {BRIDGE} up"))?;
+    for address in addresses {
+        laptop.run(&format!("ip addr add {address} dev {BRIDGE}"))?;
+    }
+    Ok(())
+}
+
+/// A new machine `name` at the bridge of `node`, without meshd, with a MAC of its own and these addresses (with their prefixes).
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn foreign(lab: &Lab, node: &Node, name: &str, addresses: &[String]) -> Result<Laptop> {
+    let host = node.laptop();
+    let station = lab.machine(name, node.ipv4())?;
+    let cable = format!("to-{name}");
+    run(&format!("ip link add {cable} netns {} type veth peer name eth0 netns {name}", host.name))?;
+    host.run(&format!("sysctl -qw net.ipv6.conf.{cable}.disable_ipv6=1"))?;
+    host.run(&format!("ip link set {cable} master {BRIDGE} up"))?;
+    station.run("sysctl -qw net.ipv6.conf.eth0.accept_dad=0")?;
+    station.run("ip link set eth0 up")?;
+    for address in addresses {
+        station.run(&format!("ip addr add {address} dev eth0"))?;
+    }
+    Ok(station)
+}
+
+/// Addresses beside those of `node`, of both families, with their prefixes: the last byte is `last`.
+///
+/// # Errors
+/// When the node has none.
+pub fn beside(node: &Node, last: u8) -> Result<Vec<String>> {
+    let (_, addresses) = place_of(node)?;
+    let with = |address: &String| -> Result<String> {
+        let (address, length) = address.split_once('/').context("an address with its prefix")?;
+        let address = match address.parse::<IpAddr>()? {
+            IpAddr::V4(v4) => IpAddr::from(Ipv4Addr::from(v4.to_bits() & !0xff | u32::from(last))),
+            IpAddr::V6(v6) => IpAddr::from(Ipv6Addr::from(v6.to_bits() & !0xff | u128::from(last))),
+        };
+        Ok(format!("{address}/{length}"))
+    };
+    addresses.iter().map(with).collect()
 }
 
 /// A counter of the network stack in `laptop`, from /proc/net/netstat or /proc/net/snmp: `group` is `TcpExt`, say.

@@ -15,6 +15,8 @@
 //! | `claim MAC` | a record of its own with the IPv6 address that belongs to another's MAC |
 //! | `forge MAC` | that member's record, newer than its own |
 //! | `members` | a member that it has made up with its invite |
+//! | `stations` | a claim of 192 foreign stations, others each time |
+//! | `station MAC` | a claim of this one |
 //!
 //! `sessions 1 1` answers with how many it has.
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
@@ -36,8 +38,9 @@ use meshd::dht::record::{Ipv4Claim, MAX_RECORD, RECORD_LIFETIME};
 use meshd::identity::{Chain, DOMAIN_RECORD, Invite, Mac, NetworkId, Signature, SigningKey, UnixSeconds, canonical};
 use meshd::identity::{automatic_ipv4, ula_address};
 use meshd::switch::{FibPeer, seal_frame, seal_message};
+use meshd::wire::message::MAX_CLAIMED;
 use meshd::wire::socket::split;
-use meshd::wire::{DatagramKind, Message};
+use meshd::wire::{Claim, DatagramKind, Message};
 
 use super::Laptop;
 use crate::host::{Output, Process, Scratch};
@@ -162,6 +165,8 @@ enum Lie {
     Claim(Mac),
     Forge(Mac),
     Members,
+    Stations,
+    Station(Mac),
     /// None: a question.
     Sessions,
 }
@@ -181,6 +186,8 @@ impl Job {
             ("claim", [mac]) => Lie::Claim(mac.parse()?),
             ("forge", [mac]) => Lie::Forge(mac.parse()?),
             ("members", []) => Lie::Members,
+            ("stations", []) => Lie::Stations,
+            ("station", [mac]) => Lie::Station(mac.parse()?),
             ("sessions", []) => Lie::Sessions,
             _ => bail!("no lie: {line}"),
         };
@@ -358,6 +365,16 @@ impl Member {
                 let record = self.record(&key, chain, 1, |_| ());
                 self.say(record, now)
             }
+            Lie::Stations => {
+                let count = MAX_CLAIMED as u64;
+                let station = |n: u64| {
+                    let [.., a, b, c, d] = n.to_be_bytes();
+                    Mac([2, 67, a, b, c, d])
+                };
+                let stations: Vec<_> = (number * count..(number + 1) * count).map(station).collect();
+                self.claim(stations, now)
+            }
+            Lie::Station(mac) => self.claim(vec![*mac], now),
             Lie::Sessions => return Ok(self.seal(|_| Some(vec![Vec::new()])).len() as u64),
         };
         for (endpoint, bytes) in &datagrams {
@@ -379,6 +396,14 @@ impl Member {
 
     fn say(&self, record: Vec<u8>, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
         let message = Message::Record(record);
+        self.seal(|peer| Some(vec![seal_message(peer.transport.as_ref()?, &message, now)?]))
+    }
+
+    /// A claim of these stations, and of no other between them.
+    fn claim(&self, stations: Vec<Mac>, now: Instant) -> Vec<(SocketAddr, Vec<u8>)> {
+        let (first, last) = (stations[0], stations[stations.len() - 1]);
+        // What its own node says of what is behind it comes before.
+        let message = Message::Stations(Claim { sequence: u64::MAX, first, last, stations });
         self.seal(|peer| Some(vec![seal_message(peer.transport.as_ref()?, &message, now)?]))
     }
 
