@@ -79,7 +79,8 @@ fn under_a_million(laptops: &[Laptop], nodes: &[Node], mallory: &Laptop, file: &
     let report = iperf3::run(&laptops[1], nodes[0].ipv4().into(), "-t 7 --omit 1")?;
     ensure!(attack.wait()?.success(), "{}", fs::read_to_string(&log)?);
     let said = fs::read_to_string(&log)?;
-    let sent = said.trim().strip_prefix("sent ").and_then(|sent| sent.parse().ok());
+    let last = said.lines().next_back().unwrap_or_default();
+    let sent = last.strip_prefix("sent ").and_then(|sent| sent.parse().ok());
     Ok((report.received()?, sent.with_context(|| format!("not how many: {said}"))?))
 }
 

@@ -5,7 +5,7 @@
 #![expect(clippy::disallowed_methods, reason = "the real world has real time")]
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
