@@ -110,6 +110,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     })?;
     let lanes = sockets.into_iter().enumerate().map(|(lane, socket)| Ok((device.queue(lane)?, socket)));
     let lanes = Lanes::start(lanes.collect::<std::io::Result<_>>()?, &common)?;
+    process::give_way();
 
     let (interfaces_to_us, interfaces) = mpsc::channel(INTERFACES);
     tokio::spawn(async {

@@ -107,6 +107,15 @@ pub fn begin() {
     unsafe { libc::setrlimit(libc::RLIMIT_CORE, &raw const none) };
 }
 
+/// From now on the calling thread has a processor when nobody else wants it, or every tenth moment. For who decides, beside who forwards: a
+/// flood of initiations keeps it busy for ever, and must not cost those with a session their share.
+pub fn give_way() {
+    // SAFETY: numbers only; 0 is the calling thread (setpriority(2), "C library/kernel differences").
+    if unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 10) } != 0 {
+        tracing::debug!("the control thread keeps its priority: {}", io::Error::last_os_error());
+    }
+}
+
 /// No core dump, no ptrace, no /proc/PID/{mem,environ,fd} but for root. A change of the user undoes it.
 fn unreadable() {
     // SAFETY: numbers only.
