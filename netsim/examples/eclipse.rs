@@ -51,7 +51,10 @@ Three rules make the difference to plain Kademlia (the last column: one path, pl
 - **A put goes to whoever its search has found, even if its time has ended** (`src/dht/swarm/records.rs`). Otherwise one path that waits
   keeps a record from being stored anywhere.
 
-From a third on nothing helps: most paths meet a colluder before they meet a copy.
+From 30 % on that no longer helps: most paths meet a colluder before they meet a copy.
+
+Not modelled: members that come and go, losses, the limit on dials under way (128, which made-up members of several searches at once can fill), and
+whatever gossip, sessions and mDNS add to a table. Honest contacts name members by lot, as the swarm does.
 
 ## Keys ground near one record
 
