@@ -4,7 +4,7 @@
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
 //! connected and whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
-//! `table` draws lots for the routing table, `records` publishes, replicates and looks up, `statements` expels.
+//! `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
 //! fifty of them fit in one test. It stops when the commands' sender is dropped.
@@ -17,7 +17,6 @@ mod peers;
 mod records;
 mod rest;
 mod statements;
-mod table;
 pub mod tls;
 mod transport;
 

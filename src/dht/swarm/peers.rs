@@ -63,8 +63,6 @@ pub(super) struct Peers {
     comparisons: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     wanted_batches: u8,
     reach_out_at: Instant,
-    /// Decides who has a place in a full bucket (`table`); nobody else knows it.
-    pub(super) lot: u64,
 }
 
 /// How a connection came about.
@@ -137,7 +135,6 @@ impl Peers {
             comparisons: BTreeMap::new(),
             wanted_batches: WANTED_BATCHES,
             reach_out_at: now + REACH_OUT_ALONE,
-            lot: random(),
         }
     }
 
@@ -497,10 +494,7 @@ impl Directory {
         }
         self.prove(peer, record)?;
         let limit = usize::from(*want).min(MAX_BATCH - 1);
-        let mut others: Vec<_> = self.records.known().filter(|known| ours(&peer) != Some(known.peer())).collect();
-        // By lot: of the newest, members that renew their records all day would have every place.
-        others.sort_by_cached_key(|_| random());
-        others.truncate(limit);
+        let others = self.records.newest().filter(|known| ours(&peer) != Some(known.peer())).take(limit);
         Some(self.records.own().into_iter().chain(others).map(|record| record.bytes().to_vec()).collect())
     }
 
@@ -565,9 +559,6 @@ impl Directory {
         endpoints.truncate(MAX_ADDRESSES);
         let circuits = self.circuits_to(&proof.homes);
         let addresses: Vec<_> = endpoints.into_iter().map(transport::multiaddr).chain(circuits).collect();
-        if !addresses.is_empty() && !self.makes_place(&peer) {
-            return;
-        }
         let Some(connected) = self.peers.connected.get_mut(&peer) else { return };
         let old = std::mem::replace(&mut connected.routed, addresses.clone());
         let kad = &mut self.swarm.behaviour_mut().kad;
