@@ -65,9 +65,9 @@ fn who_seeks_two_hundred_peers_that_are_nowhere_spares_its_router() {
 
 #[test]
 fn who_guesses_for_twelve_peers_one_after_the_other_spares_its_router_too() {
-    let most = (0..4).map(|seed| flows_of_one_who_guesses(40_500 + seed)).max();
+    let most = (0..8).map(|seed| flows_of_one_who_guesses(40_500 + seed)).max();
     // Whoever is lucky at once needs few; not everybody is.
-    assert!(most > Some(FLOWS + 1), "{most:?} flows");
+    assert!(most > Some(GUESSES / 2), "{most:?} flows");
 }
 
 fn flows_of_one_who_guesses(seed: u64) -> usize {

@@ -497,6 +497,7 @@ mod tests {
         for order in [[0, 1], [1, 0]] {
             let ledger = ledger(order.map(|at| statements[at].clone()));
             assert!(is_revoked(&ledger, &older));
+            assert_eq!(ledger.len(), 2, "each admin has one voice, and keeps it");
         }
     }
 
