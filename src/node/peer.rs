@@ -10,6 +10,7 @@ use crate::nat::PathAgent;
 use crate::session::Transport;
 use crate::session::cookie::CookieJar;
 use crate::session::handshake::Initiator;
+use crate::session::pace::Pace;
 use crate::wire::relay::channel_behind;
 
 use super::ledger::Comparisons;
@@ -34,15 +35,15 @@ const MAX_ASIDE: usize = 8;
 /// member has a new one when it moves. Half of it would let fifty that lie take a tenth of a core.
 const RECORD_INTERVAL: Duration = Duration::from_millis(250);
 
-/// So far ahead of that it may be: 32 records at once, as a laptop makes none in its first minute.
-const RECORDS_AHEAD: Duration = Duration::from_secs(8);
+/// Records at once: as a laptop makes none in its first minute.
+const RECORD_BURST: u32 = 32;
 
 /// Between two claims of stations that a bridge tells us in the long run: news five times a second, each in six parts, is 30. Each costs some ten
 /// microseconds, and a new picture perhaps.
 const CLAIM_INTERVAL: Duration = Duration::from_millis(25);
 
-/// So far ahead of that it may be: 64 claims, all stations of a bridge ten times.
-const CLAIMS_AHEAD: Duration = Duration::from_millis(1600);
+/// Claims at once: all stations of a bridge ten times.
+const CLAIM_BURST: u32 = 64;
 
 /// A remote member.
 pub(super) struct Peer {
@@ -68,15 +69,15 @@ pub(super) struct Peer {
     pub(super) stamp: u64,
     /// The sequence of our record that it was sent last.
     pub(super) told: u64,
-    /// When the records that it has told us would all be due.
-    records_due: Option<Instant>,
+    /// Of the records that it tells us.
+    records: Pace,
     /// How often it was told what our ledger is, since that or the session changed.
     pub(super) tellings: u32,
     /// How often it was told what is behind us, since that or the session changed, and when it is to be told again.
     pub(super) stations_told: u32,
     pub(super) stations_due: Option<Instant>,
-    /// When the claims that it has told us would all be due.
-    claims_due: Option<Instant>,
+    /// Of the claims of stations that it tells us.
+    claims: Pace,
     /// What it asked of our ledger.
     pub(super) comparisons: Comparisons,
     waiting: VecDeque<(Instant, Vec<u8>)>,
@@ -148,11 +149,11 @@ impl Peer {
             quantum: Agreement::default(),
             stamp: 0,
             told: 0,
-            records_due: None,
+            records: Pace::default(),
             tellings: 0,
             stations_told: 0,
             stations_due: None,
-            claims_due: None,
+            claims: Pace::default(),
             comparisons: Comparisons::default(),
             waiting: VecDeque::new(),
             probed: None,
@@ -182,12 +183,12 @@ impl Peer {
 
     /// Whether it may tell us another record now; if so, that is counted.
     pub(super) fn takes_record(&mut self, now: Instant) -> bool {
-        admit(&mut self.records_due, RECORD_INTERVAL, RECORDS_AHEAD, now)
+        self.records.admit(RECORD_INTERVAL, RECORD_BURST, now)
     }
 
     /// The same of a claim of stations.
     pub(super) fn takes_claim(&mut self, now: Instant) -> bool {
-        admit(&mut self.claims_due, CLAIM_INTERVAL, CLAIMS_AHEAD, now)
+        self.claims.admit(CLAIM_INTERVAL, CLAIM_BURST, now)
     }
 
     /// Whether a handshake is worth trying: not after a goodbye, and not while the last ones failed.
@@ -252,14 +253,4 @@ impl Peer {
             .map(|transport| transport.last_received().unwrap_or_else(|| transport.created()))
             .max()
     }
-}
-
-/// Whether one more may come `now`, of those that come every `interval` in the long run, at most `ahead` of that; if so, it is counted.
-fn admit(all_due: &mut Option<Instant>, interval: Duration, ahead: Duration, now: Instant) -> bool {
-    let due = all_due.map_or(now, |due| due.max(now));
-    let pass = due < now + ahead;
-    if pass {
-        *all_due = Some(due + interval);
-    }
-    pass
 }

@@ -19,6 +19,7 @@ use crate::wire::relay::channel_behind;
 
 use super::cookie::Cookies;
 use super::handshake::{Local, check_initiation};
+use super::pace::Pace;
 
 /// Initiations a second, with a good mac1, above which we are under load. One costs 0.25 ms, and as much again for the
 /// signatures of its record, so this is a tenth of the control thread; twice as much would delay members who are already
@@ -96,25 +97,6 @@ const LOAD_INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / LOAD_PER_SE
 const LOAD_THRESHOLD: Duration = Duration::from_secs(1);
 const LOAD_CAP: Duration = Duration::from_secs(2);
 const SOURCE_INTERVAL: Duration = Duration::from_nanos(1_000_000_000 / SOURCE_PER_SECOND as u64);
-/// How far ahead of its pace a source may be: the burst, less the one that is asking.
-const SOURCE_AHEAD: Duration =
-    Duration::from_nanos((SOURCE_BURST as u64 - 1) * (1_000_000_000 / SOURCE_PER_SECOND as u64));
-
-/// A token bucket kept as one instant: when all that came so far would be done at the allowed rate (GCRA, ITU-T I.371).
-#[derive(Debug, Clone, Copy, Default)]
-struct Pace(Option<Instant>);
-
-impl Pace {
-    /// How far what came is ahead of the allowed rate.
-    fn ahead(&self, now: Instant) -> Duration {
-        self.0.map_or(Duration::ZERO, |done| done.saturating_duration_since(now))
-    }
-
-    /// One more came; never further ahead than `cap`.
-    fn step(&mut self, interval: Duration, cap: Duration, now: Instant) {
-        self.0 = Some(now + (self.ahead(now) + interval).min(cap));
-    }
-}
 
 /// Who shares a budget: an IPv4 address, an IPv6 /64 (what one customer gets), or a link-local interface id, because
 /// there all neighbours share one /64.
@@ -156,10 +138,11 @@ impl Sources {
             self.forget(done, gone);
         }
         let mut pace = self.by_source.get(&source).copied().unwrap_or_default();
-        if pace.ahead(now) > SOURCE_AHEAD {
+        let before = pace.done();
+        if !pace.admit(SOURCE_INTERVAL, SOURCE_BURST, now) {
             return false;
         }
-        if let Some(done) = pace.0 {
+        if let Some(done) = before {
             self.forget(done, source);
         }
         if self.by_source.len() >= MAX_SOURCES
@@ -167,9 +150,8 @@ impl Sources {
         {
             self.forget(done, least);
         }
-        pace.step(SOURCE_INTERVAL, Duration::MAX, now);
         self.by_source.insert(source, pace);
-        self.by_done.extend(pace.0.map(|done| (done, source)));
+        self.by_done.extend(pace.done().map(|done| (done, source)));
         true
     }
 
