@@ -161,18 +161,18 @@ impl Egress {
         if len > head.payload + fib.mtu {
             return drop(DropReason::FrameTooLong);
         }
-        let strange = head.source != fib.mac
-            && match source_of(fib, head.source) {
+        let strange = if head.source != fib.mac || fib.behind.is_some() {
+            match judge_as_bridge(fib, frame, &head) {
                 Ok(strange) => strange,
                 Err(reason) => return drop(reason),
-            };
+            }
+        } else {
+            false
+        };
         if head.destination == fib.mac {
             return drop(DropReason::OwnDestination);
         }
         let segment = Segment::of(frame, &head);
-        if fib.behind.is_some() && is_datagram_of_ours(frame, &head, segment.as_ref(), &fib.endpoints) {
-            return drop(DropReason::OwnDatagram);
-        }
         let Some(checksum) = seal::plain(frame, segment.as_ref(), checksum) else {
             return drop(DropReason::FrameMalformed);
         };
@@ -325,8 +325,8 @@ impl Egress {
 
 /// Whether a frame is one of our own datagrams. Where the LAN of a bridge is underlay too, the other end of a path may seem to be on it while
 /// it is behind the tunnel: each datagram would become another, without end.
-fn is_datagram_of_ours(frame: &[u8], head: &FrameHead, segment: Option<&Segment>, endpoints: &[SocketAddr]) -> bool {
-    let Some(segment) = segment.filter(|segment| segment.protocol == UDP) else { return false };
+fn is_datagram_of_ours(frame: &[u8], head: &FrameHead, endpoints: &[SocketAddr]) -> bool {
+    let Some(segment) = Segment::of(frame, head).filter(|segment| segment.protocol == UDP) else { return false };
     let port = u16::from_be_bytes([frame[segment.start], frame[segment.start + 1]]);
     // Nearly all end here.
     if !endpoints.iter().any(|endpoint| endpoint.port() == port) {
@@ -340,22 +340,25 @@ fn is_datagram_of_ours(frame: &[u8], head: &FrameHead, segment: Option<&Segment>
     endpoints.iter().any(|endpoint| endpoint.port() == port && is_source(endpoint.ip()))
 }
 
-/// Whether a frame from our TAP that does not have our MAC is from a station that we do not know yet: where we are a bridge. Otherwise
-/// it is from one that we know.
+/// What is looked at where we are a bridge, or a frame from our TAP does not have our MAC: whether it is from a station that we do not
+/// know yet.
 ///
 /// # Errors
 /// Why it may not leave.
 #[cold]
-fn source_of(fib: &Fib, source: Mac) -> Result<bool, DropReason> {
+fn judge_as_bridge(fib: &Fib, frame: &[u8], head: &FrameHead) -> Result<bool, DropReason> {
     let Some(behind) = &fib.behind else { return Err(DropReason::ForeignSource) };
-    if behind.hears(source) {
-        return Ok(false);
-    }
-    if source.is_group() {
+    let source = head.source;
+    let strange = source != fib.mac && !behind.hears(source);
+    if strange && source.is_group() {
         return Err(DropReason::ForeignSource);
     }
-    if fib.is_members(source) {
+    if strange && fib.is_members(source) {
         return Err(DropReason::BridgeOwned);
     }
-    Ok(true)
+    // To ourselves is said below, and more plainly.
+    if head.destination != fib.mac && is_datagram_of_ours(frame, head, &fib.endpoints) {
+        return Err(DropReason::OwnDatagram);
+    }
+    Ok(strange)
 }

@@ -275,11 +275,13 @@ impl Batch {
     }
 
     /// The bytes of slot `index`.
+    #[inline]
     pub fn bytes(&self, index: usize) -> &[u8] {
         &self.arena[self.slots[index].range()]
     }
 
     /// The bytes of slot `index`, to be changed in place.
+    #[inline]
     pub fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
         &mut self.arena[self.slots[index].range()]
     }
@@ -406,6 +408,7 @@ impl Batch {
     }
 
     /// Copies slot `index` into the space that [`Batch::spare`] gives, `at` bytes behind its beginning.
+    #[inline]
     pub fn copy_to_spare(&mut self, index: usize, at: usize) {
         let from = self.slots[index].range();
         self.arena.copy_within(from, self.end + HEADROOM + at);
