@@ -3,7 +3,7 @@
 //! What the daemon does with threads, channels and sockets happens here in one call: a frame or a datagram goes through
 //! the forwarder, punts and notices go into the node, and everything that the node wants comes out in an [`Output`].
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,7 +12,7 @@ use meshd::config::NodeConfig;
 use meshd::dht;
 use meshd::identity::{Mac, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
-use meshd::node::{Command, CommandId, Event, Node, Punted, Reply, StreamNews, StreamWish, Transmit};
+use meshd::node::{Command, CommandId, Event, Node, Punted, Reason, Reply, StreamNews, StreamWish, Transmit};
 use meshd::switch::{Fib, Forwarder};
 use meshd::wire::socket::split;
 use meshd::wire::{Batch, Counters, Verdict};
@@ -24,6 +24,28 @@ const BATCH_BYTES: usize = 512 * 1024;
 
 /// Slots of a batch: one frame and its copies to every peer, cut in two.
 const BATCH_SLOTS: usize = 512;
+
+/// What a host cost the network and its machine.
+#[derive(Debug, Clone, Default)]
+pub struct Costs {
+    /// Datagrams sent, by their first byte: initiation, response, cookie, sealed; the rest at 0.
+    pub sent: [u64; 5],
+    /// Bytes of UDP payload sent.
+    pub bytes: u64,
+    /// Calls because of a deadline.
+    pub wakes: u64,
+    /// Calls of which nothing came, by the reason given.
+    pub idle_wakes: BTreeMap<Reason, u64>,
+    /// Commands to the directory.
+    pub commands: u64,
+}
+
+impl Costs {
+    /// Datagrams of any kind.
+    pub fn datagrams(&self) -> u64 {
+        self.sent.iter().sum()
+    }
+}
 
 /// The port of a host's socket.
 pub fn port_of(number: u16) -> u16 {

@@ -4,6 +4,7 @@
 //! pulled loses what is on it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use meshd::wire::socket::through;
 
@@ -12,13 +13,26 @@ use crate::link::Carried;
 use crate::nat::Refusal;
 use crate::topology::{BoxId, Owner, PortId};
 use crate::trace::fingerprint;
-use crate::world::{Captured, PORT, What, World};
+use crate::world::{PORT, What, World};
 
 /// The TTL of what nobody gave another: what Linux sets. No way here is as long.
 pub const TTL: u8 = 64;
 
 /// Datagrams kept by a capture: the handshakes of a few hundred pairs.
 const MAX_CAPTURED: usize = 100_000;
+
+/// A datagram as a cable saw it.
+#[derive(Debug, Clone)]
+pub struct Captured {
+    /// When it was sent.
+    pub at: Duration,
+    /// By whom.
+    pub from: HostId,
+    /// Where to.
+    pub endpoint: SocketAddr,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
 
 /// A datagram on its way.
 #[derive(Debug, Clone)]
@@ -218,7 +232,7 @@ mod tests {
     fn arrives(world: &mut World, from: HostId, to: SocketAddr, ttl: u8, at: HostId) -> bool {
         let before = world.arrivals(from, at);
         world.emit(from, PORT, to, ttl, b"hello");
-        world.run_for(std::time::Duration::from_millis(200));
+        world.run_for(Duration::from_millis(200));
         world.arrivals(from, at) > before
     }
 
@@ -249,11 +263,11 @@ mod tests {
         for (host, _) in homes {
             world.emit(host, PORT, there, TTL, b"who am I?");
         }
-        world.run_for(std::time::Duration::from_secs(1));
+        world.run_for(Duration::from_secs(1));
         let outside = homes.map(|(host, nat)| world.outside_of(host, nat)[0]);
         world.emit(homes[0].0, PORT, outside[1], TTL, b"hello");
         world.emit(homes[1].0, PORT, outside[0], TTL, b"hello");
-        world.run_for(std::time::Duration::from_secs(1));
+        world.run_for(Duration::from_secs(1));
         let [(one, _), (two, _)] = homes;
         assert_eq!((world.arrivals(one, two), world.arrivals(two, one)), (1, 1));
     }
@@ -329,8 +343,7 @@ mod tests {
         let here = endpoint(&world, open);
         assert!(arrives(&mut world, public, here, TTL, open));
         assert!(
-            world.topology.connects(public, open)
-                && world.topology.dial(public, here, std::time::Duration::ZERO) == Some(open)
+            world.topology.connects(public, open) && world.topology.dial(public, here, Duration::ZERO) == Some(open)
         );
     }
 
@@ -362,7 +375,7 @@ mod tests {
             [NatKind::FULL_CONE, NatKind::UDP_BLOCKED].map(|kind| home(&mut world, kind, internet));
         for host in [one, blocked] {
             assert!(world.topology.connects(host, public) && world.topology.connects(public, host));
-            assert_eq!(world.topology.dial(host, there, std::time::Duration::ZERO), Some(public));
+            assert_eq!(world.topology.dial(host, there, Duration::ZERO), Some(public));
         }
         assert!(!world.topology.connects(one, blocked));
         assert!(!arrives(&mut world, blocked, there, TTL, public));

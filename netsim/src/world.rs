@@ -11,20 +11,20 @@ use meshd::config::NodeConfig;
 use meshd::dht;
 use meshd::identity::{Name, NetworkSecret, PeerId, UnixSeconds};
 use meshd::node::event::PeerChange;
-use meshd::node::{CommandId, Reason, Reply, Transmit};
+use meshd::node::{CommandId, Reply, Transmit};
 use meshd::wire::socket::split;
 use meshd::wire::stream::number_behind;
 
 use crate::directory::{Agenda, Ground, Model, Step};
 use crate::heap::Heap;
-use crate::host::{HostId, Output, Process, Scratch, port_of};
+use crate::host::{Costs, HostId, Output, Process, Scratch, port_of};
 use crate::network::{Network, UNIX_START};
 use crate::seed::{Chance, Seed};
 use crate::station::{Conversation, Said, Station};
 use crate::stream::{StreamStep, Streams};
 use crate::topology::{PortId, SegmentId, Topology};
 use crate::trace::{self, Detail, Trace, fingerprint};
-use crate::transit::{Packet, TTL};
+use crate::transit::{Captured, Packet, TTL};
 
 /// The port of every node.
 pub const PORT: u16 = 4747;
@@ -40,41 +40,6 @@ const REKEY_DELAY: Duration = Duration::from_millis(50);
 
 /// Calls of one node without the clock moving: more means that it asks to be called at once for ever.
 const MAX_WAKES_IN_PLACE: u32 = 1000;
-
-/// A datagram as a cable saw it.
-#[derive(Debug, Clone)]
-pub struct Captured {
-    /// When it was sent.
-    pub at: Duration,
-    /// By whom.
-    pub from: HostId,
-    /// Where to.
-    pub endpoint: SocketAddr,
-    /// The bytes.
-    pub bytes: Vec<u8>,
-}
-
-/// What a host cost the network and its machine.
-#[derive(Debug, Clone, Default)]
-pub struct Costs {
-    /// Datagrams sent, by their first byte: initiation, response, cookie, sealed; the rest at 0.
-    pub sent: [u64; 5],
-    /// Bytes of UDP payload sent.
-    pub bytes: u64,
-    /// Calls because of a deadline.
-    pub wakes: u64,
-    /// Calls of which nothing came, by the reason given.
-    pub idle_wakes: BTreeMap<Reason, u64>,
-    /// Commands to the directory.
-    pub commands: u64,
-}
-
-impl Costs {
-    /// Datagrams of any kind.
-    pub fn datagrams(&self) -> u64 {
-        self.sent.iter().sum()
-    }
-}
 
 /// A host, running or not.
 pub struct Host {
