@@ -18,8 +18,9 @@ seeds: ## the fuzz corpus, written anew from real encodings
 check: ## formatting, lints, layering, documentation, instruction counts, licences
 	scripts/check
 
-sim: ## the virtual world: many nodes, virtual time, no privileges
+sim: ## the virtual world: many nodes, virtual time, no privileges; draws docs/eclipse.{md,svg} anew, one to two minutes
 	cargo test -p netsim
+	cargo run --quiet -p netsim --example eclipse
 
 lab: ## the real world: the real binary in network namespaces
 	MESHD_REQUIRE_LAB=1 scripts/test --lab

@@ -17,6 +17,8 @@
 //! | [`kinds`] | the kinds of boxes of every matrix, in both worlds |
 //! | [`directory`] | a model of libp2p and mDNS behind [`meshd::dht::Command`] and [`meshd::dht::Event`] |
 //! | `circuits` | the same model's connections: by TCP, or through relays |
+//! | [`kademlia`] | routing tables and searches as our swarm has them |
+//! | [`eclipse`] | a DHT with colluding members in it: what can they hide? |
 //! | [`play`] | what a test does with a world |
 //! | [`oracle`] | which pairs must be connected, and whether they are |
 //! | [`trace`] | what happened, byte for byte |
@@ -26,8 +28,10 @@
 
 mod circuits;
 pub mod directory;
+pub mod eclipse;
 pub mod heap;
 pub mod host;
+pub mod kademlia;
 pub mod kinds;
 pub mod link;
 pub mod nat;

@@ -189,7 +189,7 @@ impl Shard {
         Self {
             directory_key,
             own,
-            own_hash: Sha256::digest(own.to_multihash()).into(),
+            own_hash: place(&own),
             limits,
             verifier: Verifier::new(network),
             held: BTreeMap::new(),
@@ -426,12 +426,23 @@ impl Shard {
 
     /// Kademlia's distance, as libp2p has it: XOR of the SHA-256 of both sides.
     fn rank(&self, key: &DirectoryKey, peer: &PeerId) -> Rank {
-        let mut distance: [u8; 32] = Sha256::digest(key).into();
+        let mut distance = target(key);
         for (byte, own) in distance.iter_mut().zip(self.own_hash) {
             *byte ^= own;
         }
         (*peer != self.own, distance)
     }
+}
+
+/// Where a member has its place among the shards, as libp2p has it: the SHA-256 of its peer id. That is the key in its
+/// certificate, so one certificate is one place, and no other can be had without another certificate.
+pub fn place(peer: &PeerId) -> [u8; 32] {
+    Sha256::digest(peer.to_multihash()).into()
+}
+
+/// Where a key lies: the shards of the k members nearest to it keep it.
+pub fn target(key: &DirectoryKey) -> [u8; 32] {
+    Sha256::digest(key).into()
 }
 
 fn keys_of(held: &Held) -> Vec<DirectoryKey> {

@@ -4,7 +4,7 @@
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
 //! connected and whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
-//! `records` publishes, replicates and looks up, `statements` expels.
+//! `table` draws lots for the routing table, `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
 //! fifty of them fit in one test. It stops when the commands' sender is dropped.
@@ -17,6 +17,7 @@ mod peers;
 mod records;
 mod rest;
 mod statements;
+mod table;
 pub mod tls;
 mod transport;
 
@@ -293,8 +294,8 @@ impl Directory {
             self.connected(peer_id, connection_id, &endpoint, Instant::now());
         } else if let SwarmEvent::ConnectionClosed { peer_id, connection_id, .. } = event {
             self.disconnected(peer_id, connection_id, Instant::now());
-        } else if let SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } = event {
-            self.dial_failed(peer, &error, Instant::now());
+        } else if let SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), connection_id, error } = event {
+            self.dial_failed(peer, connection_id, &error, Instant::now());
         } else if let SwarmEvent::IncomingConnectionError { error, local_addr, send_back_addr, .. } = event {
             if self.guests.as_ref().is_some_and(|guests| guests.taken() > self.guests_left) {
                 self.guests_left += 1;

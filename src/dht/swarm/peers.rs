@@ -63,6 +63,8 @@ pub(super) struct Peers {
     comparisons: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     wanted_batches: u8,
     reach_out_at: Instant,
+    /// Decides who has a place in a full bucket (`table`); nobody else knows it.
+    pub(super) lot: u64,
 }
 
 /// How a connection came about.
@@ -123,6 +125,8 @@ struct Target {
     homes: Vec<PeerId>,
     failures: u32,
     dial_at: Instant,
+    /// Our own dial, while it is under way. Kademlia dials the same members where others say they are, which is often less.
+    dialling: Option<ConnectionId>,
     added: Instant,
 }
 
@@ -135,6 +139,7 @@ impl Peers {
             comparisons: BTreeMap::new(),
             wanted_batches: WANTED_BATCHES,
             reach_out_at: now + REACH_OUT_ALONE,
+            lot: random(),
         }
     }
 
@@ -255,7 +260,7 @@ impl Directory {
 
     /// A dial failed. The peer leaves the routing table, where it would slow every query down; it comes back when it
     /// is met again.
-    pub(super) fn dial_failed(&mut self, peer: libp2p::PeerId, error: &DialError, now: Instant) {
+    pub(super) fn dial_failed(&mut self, peer: libp2p::PeerId, dial: ConnectionId, error: &DialError, now: Instant) {
         if let DialError::WrongPeerId { address, .. } = error {
             self.rests.note_failure(address, now);
         }
@@ -263,7 +268,8 @@ impl Directory {
             return;
         }
         tracing::debug!(%peer, %error, "dial failed");
-        if let Some(target) = self.peers.targets.get_mut(&peer) {
+        if let Some(target) = self.peers.targets.get_mut(&peer).filter(|target| target.dialling == Some(dial)) {
+            target.dialling = None;
             target.failures += 1;
             let wait = FIRST_RETRY.saturating_mul(1 << target.failures.min(10)).min(LONGEST_RETRY);
             target.dial_at = now + about(wait);
@@ -320,7 +326,7 @@ impl Directory {
         endpoints.sort_unstable();
         endpoints.dedup();
         endpoints.truncate(MAX_ADDRESSES);
-        self.peers.targets.insert(id, Target { endpoints, homes, failures: 0, dial_at, added: now });
+        self.peers.targets.insert(id, Target { endpoints, homes, failures: 0, dial_at, dialling: None, added: now });
     }
 
     /// What a peer says of itself: whether it speaks our Kademlia, and where it listens.
@@ -416,17 +422,32 @@ impl Directory {
         // Until the dial ends, one way or the other.
         target.dial_at = now + about(LONGEST_RETRY);
         let (endpoints, homes) = (target.endpoints.clone(), target.homes.clone());
-        if !relayed {
-            return self.dial(peer, &endpoints, &homes);
-        }
-        let addresses = endpoints.into_iter().map(|at| transport::multiaddr(at).with(Protocol::P2p(peer)));
-        let addresses: Vec<_> = addresses.filter(|address| !self.rests.holds(address, now)).collect();
-        if !addresses.is_empty() {
-            self.try_to_dial(DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses).build());
+        let dialling = if relayed {
+            let addresses = endpoints.into_iter().map(|at| transport::multiaddr(at).with(Protocol::P2p(peer)));
+            let addresses: Vec<_> = addresses.filter(|address| !self.rests.holds(address, now)).collect();
+            if addresses.is_empty() {
+                return;
+            }
+            let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses);
+            self.try_to_dial(options.build())
+        } else {
+            self.dial(peer, &endpoints, &homes)
+        };
+        let Some(target) = self.peers.targets.get_mut(&peer) else { return };
+        match dialling {
+            Ok(dial) => target.dialling = Some(dial),
+            // Kademlia dials it just now.
+            Err(DialError::DialPeerConditionFalse(_)) => target.dial_at = now + about(FIRST_RETRY),
+            Err(_) => {}
         }
     }
 
-    fn dial(&mut self, peer: libp2p::PeerId, endpoints: &[SocketAddr], homes: &[PeerId]) {
+    fn dial(
+        &mut self,
+        peer: libp2p::PeerId,
+        endpoints: &[SocketAddr],
+        homes: &[PeerId],
+    ) -> Result<ConnectionId, DialError> {
         let plain = endpoints.iter().map(|at| transport::multiaddr(*at));
         let addresses = plain.chain(self.circuits_to(homes)).collect();
         let options = DialOpts::peer_id(peer)
@@ -434,13 +455,13 @@ impl Directory {
             .addresses(addresses)
             .extend_addresses_through_behaviour()
             .build();
-        self.try_to_dial(options);
+        self.try_to_dial(options)
     }
 
-    fn try_to_dial(&mut self, options: DialOpts) {
-        if let Err(error) = self.swarm.dial(options) {
-            tracing::debug!(%error, "not dialled");
-        }
+    fn try_to_dial(&mut self, options: DialOpts) -> Result<ConnectionId, DialError> {
+        let id = options.connection_id();
+        let dialled = self.swarm.dial(options).inspect_err(|error| tracing::debug!(%error, "not dialled"));
+        dialled.map(|()| id)
     }
 
     /// Now and then, dials a member that we have heard of and are not connected to.
@@ -457,7 +478,7 @@ impl Directory {
             .collect();
         if let Some(index) = random().checked_rem(strangers.len() as u64) {
             let (peer, record) = &strangers[index as usize];
-            self.dial(*peer, &self.admitted(&record.endpoints), &record.homes);
+            let _ = self.dial(*peer, &self.admitted(&record.endpoints), &record.homes);
         }
     }
 
@@ -494,7 +515,10 @@ impl Directory {
         }
         self.prove(peer, record)?;
         let limit = usize::from(*want).min(MAX_BATCH - 1);
-        let others = self.records.newest().filter(|known| ours(&peer) != Some(known.peer())).take(limit);
+        let mut others: Vec<_> = self.records.known().filter(|known| ours(&peer) != Some(known.peer())).collect();
+        // By lot: of the newest, members that renew their records all day would have every place.
+        others.sort_by_cached_key(|_| random());
+        others.truncate(limit);
         Some(self.records.own().into_iter().chain(others).map(|record| record.bytes().to_vec()).collect())
     }
 
@@ -559,6 +583,9 @@ impl Directory {
         endpoints.truncate(MAX_ADDRESSES);
         let circuits = self.circuits_to(&proof.homes);
         let addresses: Vec<_> = endpoints.into_iter().map(transport::multiaddr).chain(circuits).collect();
+        if !addresses.is_empty() && !self.makes_place(&peer) {
+            return;
+        }
         let Some(connected) = self.peers.connected.get_mut(&peer) else { return };
         let old = std::mem::replace(&mut connected.routed, addresses.clone());
         let kad = &mut self.swarm.behaviour_mut().kad;

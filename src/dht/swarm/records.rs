@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libp2p::gossipsub::{MessageAcceptance, MessageId, PublishError};
-use libp2p::kad::{self, GetRecordOk, KBucketKey, PutRecordError, QueryId as KadQuery, QueryResult, Quorum, RecordKey};
+use libp2p::kad::{
+    self, GetClosestPeersError, GetClosestPeersOk, GetRecordOk, KBucketKey, PutRecordError, QueryId as KadQuery,
+    QueryResult, Quorum, RecordKey,
+};
 
 use super::super::directory::DirectoryKey;
 use super::super::record::RECORD_LIFETIME;
@@ -66,7 +69,7 @@ const CHANGE_BURST: u32 = 8;
 /// What the directory does with records.
 pub(super) struct Records {
     own: Option<Arc<Verified<Record>>>,
-    replication: usize,
+    replication: NonZeroUsize,
     known: BTreeMap<PeerId, Known>,
     arrivals: u64,
     waiting: VecDeque<Put>,
@@ -99,7 +102,7 @@ struct Known {
 struct Put {
     key: DirectoryKey,
     record: Arc<Verified<Record>>,
-    /// `None` searches the network for the k closest.
+    /// `None` searches the network for the k closest first.
     to: Option<Vec<libp2p::PeerId>>,
 }
 
@@ -128,7 +131,7 @@ impl Records {
     pub(super) fn new(replication: NonZeroUsize, now: Instant) -> Self {
         Self {
             own: None,
-            replication: replication.get(),
+            replication,
             known: BTreeMap::new(),
             arrivals: 0,
             waiting: VecDeque::new(),
@@ -161,13 +164,6 @@ impl Records {
     pub(super) fn of(&self, peer: &PeerId) -> Option<&Arc<Verified<Record>>> {
         let own = self.own.as_ref().filter(|own| own.peer() == *peer);
         own.or_else(|| self.known.get(peer).map(|known| &known.record))
-    }
-
-    /// The members heard of, latest news first.
-    pub(super) fn newest(&self) -> impl Iterator<Item = &Arc<Verified<Record>>> {
-        let mut known: Vec<_> = self.known.values().collect();
-        known.sort_unstable_by_key(|known| std::cmp::Reverse(known.arrival));
-        known.into_iter().map(|known| &known.record)
     }
 
     /// Whether a member was heard of.
@@ -231,11 +227,13 @@ impl Directory {
                 QueryResult::GetRecord(Ok(GetRecordOk::FoundRecord(found))) => self.handle_answer(id, &found),
                 QueryResult::GetRecord(_) if step.last => self.finish_lookup(id),
                 QueryResult::PutRecord(result) => self.handle_put(id, result),
+                QueryResult::GetClosestPeers(
+                    Ok(GetClosestPeersOk { peers, .. }) | Err(GetClosestPeersError::Timeout { peers, .. }),
+                ) => self.put_to_found(id, peers.into_iter().map(|found| found.peer_id).collect()),
                 // It has told us who is near: time to search for the nodes closest to our keys.
                 QueryResult::Bootstrap(_) if step.last && !self.records.searched => self.put_own(),
                 QueryResult::GetRecord(_)
                 | QueryResult::Bootstrap(_)
-                | QueryResult::GetClosestPeers(_)
                 | QueryResult::GetProviders(_)
                 | QueryResult::StartProviding(_)
                 | QueryResult::RepublishProvider(_)
@@ -500,7 +498,7 @@ impl Directory {
         let aged = self.shard().unrefreshed(since).map(|(key, _)| *key);
         let keys: Vec<_> = aged.skip_while(|key| *key <= last).take(MAX_SWEPT).collect();
         self.records.swept = keys.last().copied().filter(|_| keys.len() == MAX_SWEPT).unwrap_or_default();
-        let (enough, own) = (2 * self.records.replication, KBucketKey::from(*self.swarm.local_peer_id()));
+        let (enough, own) = (2 * self.records.replication.get(), KBucketKey::from(*self.swarm.local_peer_id()));
         for key in keys {
             let target = KBucketKey::new(RecordKey::new(&key));
             let distance = own.distance(&target);
@@ -525,7 +523,9 @@ impl Directory {
     }
 
     /// With [`Quorum::All`], though it cannot be reached below k nodes: a smaller quorum ends the put as soon as so
-    /// many have answered, and peers that must first be dialled never get their copy. We count the copies ourselves.
+    /// many have answered, and peers that must first be dialled never get their copy. We count the copies ourselves. The search is
+    /// a query of its own: Kademlia's put forgets whom it has found if its time ends, which one member that sends one path after
+    /// members who do not exist can bring about.
     pub(super) fn start_puts(&mut self) {
         while self.records.puts.len() < MAX_PUTS && !self.records.waiting.is_empty() {
             if self.swarm.behaviour_mut().kad.kbuckets().next().is_none() {
@@ -535,16 +535,32 @@ impl Directory {
             if put.record.has_expired(unix_now()) {
                 continue;
             }
-            let value = kad::Record::new(RecordKey::new(&put.key), put.record.bytes().to_vec());
-            let kad = &mut self.swarm.behaviour_mut().kad;
-            let started = match &put.to {
-                Some(peers) => Ok(kad.put_record_to(value, peers.clone().into_iter(), Quorum::All)),
-                None => kad.put_record(value, Quorum::All),
-            };
-            match started {
-                Ok(query) => self.records.puts.push((query, put)),
-                Err(error) => tracing::debug!(%error, "our store refuses nothing of ours"),
+            self.start_put(put);
+        }
+    }
+
+    fn start_put(&mut self, put: Put) {
+        let kad = &mut self.swarm.behaviour_mut().kad;
+        let query = match &put.to {
+            Some(peers) => {
+                let value = kad::Record::new(RecordKey::new(&put.key), put.record.bytes().to_vec());
+                kad.put_record_to(value, peers.clone().into_iter(), Quorum::All)
             }
+            None => kad.get_n_closest_peers(put.key.to_vec(), self.records.replication),
+        };
+        self.records.puts.push((query, put));
+    }
+
+    /// A put's search has ended: whoever it has found gets the record.
+    fn put_to_found(&mut self, query: KadQuery, found: Vec<libp2p::PeerId>) {
+        let Some(index) = self.records.puts.iter().position(|(running, _)| *running == query) else { return };
+        let (_, put) = self.records.puts.swap_remove(index);
+        if self.records.own.as_ref().is_some_and(|own| own.bytes() == put.record.bytes()) {
+            // Whoever is near and did not answer the search is asked once more.
+            self.routing_changed(Instant::now());
+        }
+        if !found.is_empty() {
+            self.start_put(Put { to: Some(found), ..put });
         }
     }
 
@@ -554,15 +570,9 @@ impl Directory {
         if self.records.own.as_ref().is_none_or(|own| own.bytes() != put.record.bytes()) {
             return;
         }
-        if put.to.is_none() {
-            // Whoever is near and did not answer the search is asked once more.
-            self.routing_changed(Instant::now());
-        }
-        let holders = match (result, put.to) {
-            (Ok(_), Some(all)) => all,
-            // k copies, at the k closest; those that we know of are among them.
-            (Ok(_), None) => self.closest(&put.key),
-            (Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }), _) => success,
+        let holders = match result {
+            Ok(_) => put.to.unwrap_or_default(),
+            Err(PutRecordError::QuorumFailed { success, .. } | PutRecordError::Timeout { success, .. }) => success,
         };
         tracing::debug!(copies = holders.len(), "our record was put");
         self.records.copies.entry(put.key).or_default().extend(holders);
@@ -572,7 +582,7 @@ impl Directory {
     fn closest(&mut self, key: &DirectoryKey) -> Vec<libp2p::PeerId> {
         let target = KBucketKey::new(RecordKey::new(key));
         let closest = self.swarm.behaviour_mut().kad.get_closest_local_peers(&target);
-        closest.take(self.records.replication).map(KBucketKey::into_preimage).collect()
+        closest.take(self.records.replication.get()).map(KBucketKey::into_preimage).collect()
     }
 
     fn keys_of(&self, record: &Verified<Record>) -> [DirectoryKey; 4] {
