@@ -3,7 +3,7 @@
 //! A node publishes its record under four keys, finds others' records by theirs, and keeps a shard for everybody
 //! (Kademlia); a record that is new travels to all by gossip; each connection begins with a hello that proves
 //! membership. `transport` keeps strangers and the overlay out, `behaviour` bounds the protocols, `peers` knows who is
-//! connected and whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
+//! connected, `targets` whom to dial, `circuits` reaches those behind NATs through relays, `rest` keeps dials from being repeated too soon,
 //! `table` draws lots for the routing table, `records` publishes, replicates and looks up, `statements` expels.
 //!
 //! One task owns it all ([`Directory::run`]). [`spawn`] gives it a thread; [`start`] leaves that to the caller, so
@@ -18,6 +18,7 @@ mod records;
 mod rest;
 mod statements;
 mod table;
+mod targets;
 pub mod tls;
 mod transport;
 
@@ -42,6 +43,7 @@ use circuits::Circuits;
 use peers::Peers;
 use records::Records;
 use rest::Rests;
+use targets::Targets;
 use transport::Overlay;
 
 pub use transport::{Guests, Prefix, StreamKeys};
@@ -212,7 +214,8 @@ pub fn start(config: SwarmConfig) -> anyhow::Result<(Directory, Channels)> {
         commands: command_inbox,
         events: event_outbox,
         outbox: VecDeque::new(),
-        peers: Peers::new(now),
+        peers: Peers::new(),
+        targets: Targets::new(now),
         circuits: Circuits::new(),
         rests,
         records: Records::new(config.replication, now),
@@ -237,6 +240,7 @@ pub struct Directory {
     events: mpsc::Sender<Event>,
     outbox: VecDeque<Event>,
     peers: Peers,
+    targets: Targets,
     circuits: Circuits,
     rests: Rests,
     records: Records,
@@ -341,6 +345,7 @@ impl Directory {
         if now.saturating_duration_since(self.looked_at) >= BUSY_TICK {
             self.looked_at = now;
             self.tend_peers(now);
+            self.tend_targets(now);
             self.tend_circuits(now);
             self.tend_records(now);
             self.tell_standing(now);
@@ -358,7 +363,7 @@ impl Directory {
     }
 
     fn is_busy(&self) -> bool {
-        self.peers.is_busy() || self.records.is_busy()
+        self.peers.is_busy() || self.is_dialling() || self.records.is_busy()
     }
 
     fn set_listening(&mut self, endpoints: &[SocketAddr]) {

@@ -1,4 +1,4 @@
-//! Who is connected, who has proved membership, whom to dial again.
+//! Who is connected, and who has proved membership.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -6,16 +6,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use libp2p::core::ConnectedPoint;
-use libp2p::multiaddr::Protocol;
 use libp2p::request_response::{self, Message, OutboundFailure, OutboundRequestId};
-use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
-use libp2p::swarm::{ConnectionId, DialError};
+use libp2p::swarm::ConnectionId;
 use libp2p::{Multiaddr, identify, relay};
 
-use super::super::record::{MAX_ENDPOINTS, MAX_HOMES};
 use super::super::{Met, Record, Verified};
 use super::behaviour::{Batch, Hello, MAX_BATCH, unix_now};
-use super::{Directory, about, jitter, random, transport};
+use super::targets::MAX_ADDRESSES;
+use super::{Directory, about, random, transport};
 use crate::identity::PeerId;
 
 /// How long a peer may take to prove membership: a round trip and a signature check, with time for a lost packet.
@@ -28,41 +26,16 @@ const MAX_HELLOS: u8 = 4;
 /// would bring everything fifty times.
 const WANTED_BATCHES: u8 = 3;
 
-/// Members that we dial again when their connection is lost. Each costs a connection of 50 KiB and a ping a minute; 64
-/// hold a small network together, and a large one holds itself together by its routing table.
-const MAX_TARGETS: usize = 64;
-
-/// Failed dials after which a target is given up: with the waits below, about ten minutes.
-const MAX_FAILURES: u32 = 15;
-
-/// The wait before the second dial; it doubles up to the longest. Jittered.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LONGEST_RETRY: Duration = Duration::from_secs(60);
-
-/// The wait before a first dial, at most, for each dial that waits already: one peer is dialled at once, two hundred
-/// within four seconds (LIBRARIES, trap 5).
-const DIAL_SPREAD: Duration = Duration::from_millis(20);
-
-/// How often a member that we know but are not connected to is dialled: it heals partitions that nobody else mends.
-const REACH_OUT: Duration = Duration::from_secs(30);
-/// The same, while we are connected to nobody.
-const REACH_OUT_ALONE: Duration = Duration::from_secs(5);
-
 /// How often a peer that we want to keep is asked whether it is still there. A pulled cable is otherwise noticed only
 /// when TCP gives up, a quarter of an hour later.
 const PING_INTERVAL: Duration = Duration::from_secs(45);
 
-/// Addresses of one peer in the routing table: what its record holds, twice.
-const MAX_ADDRESSES: usize = 2 * MAX_ENDPOINTS;
-
 /// The peers of the control network.
 pub(super) struct Peers {
     connected: BTreeMap<libp2p::PeerId, Connected>,
-    targets: BTreeMap<libp2p::PeerId, Target>,
     pings: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     comparisons: BTreeMap<OutboundRequestId, libp2p::PeerId>,
     wanted_batches: u8,
-    reach_out_at: Instant,
     /// Decides who has a place in a full bucket (`table`); nobody else knows it.
     pub(super) lot: u64,
 }
@@ -119,26 +92,13 @@ impl Connected {
     }
 }
 
-struct Target {
-    endpoints: Vec<SocketAddr>,
-    /// Where else it may be asked for.
-    homes: Vec<PeerId>,
-    failures: u32,
-    dial_at: Instant,
-    /// Our own dial, while it is under way. Kademlia dials the same members where others say they are, which is often less.
-    dialling: Option<ConnectionId>,
-    added: Instant,
-}
-
 impl Peers {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(super) fn new() -> Self {
         Self {
             connected: BTreeMap::new(),
-            targets: BTreeMap::new(),
             pings: BTreeMap::new(),
             comparisons: BTreeMap::new(),
             wanted_batches: WANTED_BATCHES,
-            reach_out_at: now + REACH_OUT_ALONE,
             lot: random(),
         }
     }
@@ -170,6 +130,15 @@ impl Peers {
         ways.filter(|(_, way)| **way != Way::Circuit).map(|(id, _)| *id).collect()
     }
 
+    pub(super) fn is_connected(&self, peer: &libp2p::PeerId) -> bool {
+        self.connected.contains_key(peer)
+    }
+
+    /// Whether we are connected to nobody.
+    pub(super) fn is_alone(&self) -> bool {
+        self.connected.is_empty()
+    }
+
     pub(super) fn has_proved(&self, peer: &libp2p::PeerId) -> bool {
         self.connected.get(peer).is_some_and(|peer| peer.proof.is_some())
     }
@@ -178,11 +147,6 @@ impl Peers {
     pub(super) fn proved_by(&self, wanted: impl Fn(&Verified<Record>) -> bool) -> Vec<libp2p::PeerId> {
         let proof = |peer: &Connected| peer.proof.as_ref().is_some_and(|proof| wanted(proof));
         self.connected.iter().filter(|(_, peer)| proof(peer)).map(|(peer, _)| *peer).collect()
-    }
-
-    /// The peer is not dialled again.
-    pub(super) fn forget_target(&mut self, peer: &libp2p::PeerId) {
-        self.targets.remove(peer);
     }
 
     /// The answer to `request` will be statements.
@@ -200,7 +164,6 @@ impl Peers {
     /// Whether something is due within a fraction of a second.
     pub(super) fn is_busy(&self) -> bool {
         self.connected.values().any(|peer| peer.proof.is_none())
-            || self.targets.iter().any(|(peer, target)| target.failures == 0 && !self.connected.contains_key(peer))
     }
 }
 
@@ -215,7 +178,7 @@ impl Directory {
         let way = Way::of(endpoint);
         tracing::debug!(%peer, ?way, "connected");
         if self.is_expelled(&peer) {
-            self.peers.forget_target(&peer);
+            self.targets.forget(&peer);
             return self.part(peer, "peer-expelled");
         }
         if let Some(known) = self.peers.connected.get_mut(&peer) {
@@ -236,8 +199,8 @@ impl Directory {
             self.peers.connected.insert(peer, fresh);
             self.say_hello(peer);
         }
-        if let Some(target) = self.peers.targets.get_mut(&peer).filter(|_| way != Way::Circuit) {
-            target.failures = 0;
+        if way != Way::Circuit {
+            self.targets.note_met(&peer);
         }
     }
 
@@ -250,83 +213,10 @@ impl Directory {
         }
         self.peers.connected.remove(&peer);
         self.forget_copies(&peer);
-        if let Some(target) = self.peers.targets.get_mut(&peer) {
-            target.dial_at = now + about(FIRST_RETRY);
-        }
+        self.targets.note_lost(&peer, now);
         if self.peers.connected.is_empty() {
             self.peers.wanted_batches = WANTED_BATCHES;
         }
-    }
-
-    /// A dial failed. The peer leaves the routing table, where it would slow every query down; it comes back when it
-    /// is met again.
-    pub(super) fn dial_failed(&mut self, peer: libp2p::PeerId, dial: ConnectionId, error: &DialError, now: Instant) {
-        if let DialError::WrongPeerId { address, .. } = error {
-            self.rests.note_failure(address, now);
-        }
-        if matches!(error, DialError::DialPeerConditionFalse(_)) || self.peers.connected.contains_key(&peer) {
-            return;
-        }
-        tracing::debug!(%peer, %error, "dial failed");
-        if let Some(target) = self.peers.targets.get_mut(&peer).filter(|target| target.dialling == Some(dial)) {
-            target.dialling = None;
-            target.failures += 1;
-            let wait = FIRST_RETRY.saturating_mul(1 << target.failures.min(10)).min(LONGEST_RETRY);
-            target.dial_at = now + about(wait);
-            if target.failures >= MAX_FAILURES {
-                self.peers.targets.remove(&peer);
-            }
-        }
-        self.unroute(peer, now);
-    }
-
-    /// The node says that a member may be at `endpoints`, or be asked for at its `homes`.
-    pub(super) fn remember_target(
-        &mut self,
-        peer: PeerId,
-        endpoints: &[SocketAddr],
-        mut homes: Vec<PeerId>,
-        now: Instant,
-    ) {
-        let mut endpoints = self.admitted(endpoints);
-        homes.truncate(MAX_HOMES);
-        let nowhere = endpoints.is_empty() && homes.is_empty();
-        let Some(id) = theirs(&peer).filter(|_| peer != self.own && !nowhere) else { return };
-        let waiting = self.peers.targets.values().filter(|target| target.failures == 0).count() as u32;
-        let dial_at = now + jitter(DIAL_SPREAD.saturating_mul(waiting));
-        // There is a sign of life, or it has moved: what failed there before may work.
-        for address in endpoints.iter().map(|at| transport::multiaddr(*at)).chain(self.circuits_to(&homes)) {
-            self.rests.forget(&address.with(Protocol::P2p(id)));
-        }
-        if let Some(target) = self.peers.targets.get_mut(&id) {
-            target.added = now;
-            let moved = endpoints.iter().any(|at| !target.endpoints.contains(at));
-            let moved = moved || !homes.is_empty() && homes != target.homes;
-            // What a session says of one endpoint says nothing of the others, nor of the homes.
-            let others: Vec<_> = target.endpoints.iter().copied().filter(|at| !endpoints.contains(at)).collect();
-            endpoints.extend(others);
-            endpoints.truncate(MAX_ADDRESSES);
-            target.endpoints = endpoints;
-            if !homes.is_empty() {
-                target.homes = homes;
-            }
-            if moved || !self.peers.connected.contains_key(&id) {
-                (target.failures, target.dial_at) = (0, dial_at);
-            }
-            return;
-        }
-        if self.peers.targets.len() >= MAX_TARGETS {
-            let spare = |peer: &libp2p::PeerId| !self.circuits.is_home(peer);
-            let spare = self.peers.targets.iter().filter(|(peer, _)| spare(peer));
-            let oldest = spare.max_by_key(|(_, target)| (target.failures, now - target.added));
-            if let Some(oldest) = oldest.map(|(peer, _)| *peer) {
-                self.peers.targets.remove(&oldest);
-            }
-        }
-        endpoints.sort_unstable();
-        endpoints.dedup();
-        endpoints.truncate(MAX_ADDRESSES);
-        self.peers.targets.insert(id, Target { endpoints, homes, failures: 0, dial_at, dialling: None, added: now });
     }
 
     /// What a peer says of itself: whether it speaks our Kademlia, and where it listens.
@@ -391,7 +281,7 @@ impl Directory {
         }
     }
 
-    /// What is due: proofs that did not come, dials, pings.
+    /// What is due: proofs that did not come, pings.
     pub(super) fn tend_peers(&mut self, now: Instant) {
         let late = |peer: &Connected| peer.proof.is_none() && now.saturating_duration_since(peer.since) > PROOF_TIMEOUT;
         let unproved: Vec<_> =
@@ -406,80 +296,7 @@ impl Directory {
         for circuit in circuits.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.swarm.close_connection(circuit);
         }
-        let met = |peer: &libp2p::PeerId| self.peers.connected.get(peer).is_some_and(Connected::is_met);
-        let due = self.peers.targets.iter().filter(|(peer, target)| target.dial_at <= now && !met(peer));
-        for peer in due.map(|(peer, _)| *peer).collect::<Vec<_>>() {
-            self.dial_target(peer, now);
-        }
-        self.reach_out(now);
         self.ping(now);
-    }
-
-    /// Dials a target: wherever it may be while there is no connection, and where it is itself while a relay gives us one.
-    fn dial_target(&mut self, peer: libp2p::PeerId, now: Instant) {
-        let relayed = self.peers.connected.contains_key(&peer);
-        let Some(target) = self.peers.targets.get_mut(&peer) else { return };
-        // Until the dial ends, one way or the other.
-        target.dial_at = now + about(LONGEST_RETRY);
-        let (endpoints, homes) = (target.endpoints.clone(), target.homes.clone());
-        let dialling = if relayed {
-            let addresses = endpoints.into_iter().map(|at| transport::multiaddr(at).with(Protocol::P2p(peer)));
-            let addresses: Vec<_> = addresses.filter(|address| !self.rests.holds(address, now)).collect();
-            if addresses.is_empty() {
-                return;
-            }
-            let options = DialOpts::peer_id(peer).condition(PeerCondition::NotDialing).addresses(addresses);
-            self.try_to_dial(options.build())
-        } else {
-            self.dial(peer, &endpoints, &homes)
-        };
-        let Some(target) = self.peers.targets.get_mut(&peer) else { return };
-        match dialling {
-            Ok(dial) => target.dialling = Some(dial),
-            // Kademlia dials it just now.
-            Err(DialError::DialPeerConditionFalse(_)) => target.dial_at = now + about(FIRST_RETRY),
-            Err(_) => {}
-        }
-    }
-
-    fn dial(
-        &mut self,
-        peer: libp2p::PeerId,
-        endpoints: &[SocketAddr],
-        homes: &[PeerId],
-    ) -> Result<ConnectionId, DialError> {
-        let plain = endpoints.iter().map(|at| transport::multiaddr(*at));
-        let addresses = plain.chain(self.circuits_to(homes)).collect();
-        let options = DialOpts::peer_id(peer)
-            .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(addresses)
-            .extend_addresses_through_behaviour()
-            .build();
-        self.try_to_dial(options)
-    }
-
-    fn try_to_dial(&mut self, options: DialOpts) -> Result<ConnectionId, DialError> {
-        let id = options.connection_id();
-        let dialled = self.swarm.dial(options).inspect_err(|error| tracing::debug!(%error, "not dialled"));
-        dialled.map(|()| id)
-    }
-
-    /// Now and then, dials a member that we have heard of and are not connected to.
-    fn reach_out(&mut self, now: Instant) {
-        if self.peers.reach_out_at > now {
-            return;
-        }
-        let alone = self.peers.connected.is_empty();
-        self.peers.reach_out_at = now + about(if alone { REACH_OUT_ALONE } else { REACH_OUT });
-        let strangers: Vec<_> = (self.records.known())
-            .filter(|record| record.peer() != self.own && !(record.endpoints.is_empty() && record.homes.is_empty()))
-            .filter_map(|record| Some((theirs(&record.peer())?, Arc::clone(record))))
-            .filter(|(peer, _)| !self.peers.connected.contains_key(peer))
-            .collect();
-        if let Some(index) = random().checked_rem(strangers.len() as u64) {
-            let (peer, record) = &strangers[index as usize];
-            let _ = self.dial(*peer, &self.admitted(&record.endpoints), &record.homes);
-        }
     }
 
     /// Asks those whom we want to keep whether they are there: members that the node had us dial, and those that we
@@ -487,7 +304,7 @@ impl Directory {
     fn ping(&mut self, now: Instant) {
         let topic = self.names.topic.hash();
         let mesh: Vec<_> = self.swarm.behaviour().gossip.mesh_peers(&topic).copied().collect();
-        let kept = |peer: &libp2p::PeerId| self.peers.targets.contains_key(peer) || mesh.contains(peer);
+        let kept = |peer: &libp2p::PeerId| self.targets.contains(peer) || mesh.contains(peer);
         let due: Vec<_> = (self.peers.connected.iter())
             .filter(|(peer, connected)| connected.ping_at <= now && connected.proof.is_some() && kept(peer))
             .map(|(peer, _)| *peer)
@@ -596,10 +413,6 @@ impl Directory {
             kad.remove_address(&peer, address);
         }
         self.routing_changed(Instant::now());
-    }
-
-    fn admitted(&self, endpoints: &[SocketAddr]) -> Vec<SocketAddr> {
-        endpoints.iter().copied().filter(|at| self.overlay.admits(*at)).collect()
     }
 
     pub(super) fn part(&mut self, peer: libp2p::PeerId, reason: &'static str) {

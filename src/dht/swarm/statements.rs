@@ -95,7 +95,7 @@ impl Directory {
         let expelled = |record: &Verified<Record>| ledger.verdict(&record.chain).is_err();
         self.records.forget(expelled);
         for peer in self.peers.proved_by(expelled) {
-            self.peers.forget_target(&peer);
+            self.targets.forget(&peer);
             self.part(peer, "peer-expelled");
         }
         true
