@@ -18,7 +18,7 @@ seeds: ## the fuzz corpus, written anew from real encodings
 check: ## formatting, lints, layering, documentation, instruction counts, licences
 	scripts/check
 
-sim: ## the virtual world: many nodes, virtual time, no privileges; draws docs/eclipse.{md,svg} anew, one to two minutes
+sim: ## the virtual world: many nodes, virtual time, no privileges; draws docs/eclipse.{md,svg} anew, some minutes
 	cargo test -p netsim
 	cargo run --quiet -p netsim --example eclipse
 
