@@ -14,7 +14,7 @@ use libp2p::{Multiaddr, relay};
 use super::super::record::MAX_HOMES;
 use super::super::{Event, Met};
 use super::peers::{ours, theirs};
-use super::{Directory, MAX_OUTBOX, about, transport};
+use super::{Directory, MAX_OUTBOX, about, backoff, transport};
 use crate::identity::PeerId;
 use crate::wire::socket::is_local;
 
@@ -134,7 +134,7 @@ impl Directory {
         // One that was granted ends with its connection.
         home.failures = if home.granted { 0 } else { home.failures.saturating_add(1) };
         (home.listener, home.granted) = (None, false);
-        home.ask_at = now + about(FIRST_RETRY.saturating_mul(1 << home.failures.min(10)).min(LONGEST_RETRY));
+        home.ask_at = now + backoff(home.failures, FIRST_RETRY, LONGEST_RETRY);
         self.circuits.homes.retain(|home| home.wanted || home.listener.is_some());
         true
     }

@@ -478,6 +478,11 @@ fn about(around: Duration) -> Duration {
     around.mul_f64(0.75) + jitter(around / 2)
 }
 
+/// The wait after `failures` in a row: `first` doubled with each, at most `longest`, jittered.
+fn backoff(failures: u32, first: Duration, longest: Duration) -> Duration {
+    about(first.saturating_mul(1 << failures.min(16)).min(longest))
+}
+
 fn random() -> u64 {
     getrandom::u64().unwrap_or(0)
 }

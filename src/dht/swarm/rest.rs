@@ -13,7 +13,7 @@ use libp2p::core::muxing::StreamMuxerBox;
 use libp2p::core::transport::{Boxed, DialOpts, ListenerId, TransportError, TransportEvent};
 use libp2p::{Multiaddr, Transport};
 
-use super::about;
+use super::backoff;
 use super::transport::relay_of;
 
 /// How long an address rests after its first failure; it doubles with each that follows. A peer that restarts is back by then.
@@ -54,8 +54,8 @@ impl Rests {
             resting.remove(&soonest);
         }
         let rest = resting.entry(address).or_insert(Rest { failures: 0, until: now });
-        let wait = FIRST_REST.saturating_mul(1 << rest.failures.min(16)).min(LONGEST_REST);
-        *rest = Rest { failures: rest.failures.saturating_add(1), until: now + about(wait) };
+        let until = now + backoff(rest.failures, FIRST_REST, LONGEST_REST);
+        *rest = Rest { failures: rest.failures.saturating_add(1), until };
     }
 
     /// We are somewhere else now: what failed may work.

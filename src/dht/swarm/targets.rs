@@ -11,7 +11,7 @@ use libp2p::swarm::{ConnectionId, DialError};
 
 use super::super::record::{MAX_ENDPOINTS, MAX_HOMES};
 use super::peers::theirs;
-use super::{Directory, about, jitter, random, transport};
+use super::{Directory, about, backoff, jitter, random, transport};
 use crate::identity::PeerId;
 
 /// Members that we dial again when their connection is lost. Each costs a connection of 50 KiB and a ping a minute; 64
@@ -117,8 +117,7 @@ impl Directory {
         if let Some(target) = self.targets.known.get_mut(&peer).filter(|target| target.dialling == Some(dial)) {
             target.dialling = None;
             target.failures += 1;
-            let wait = FIRST_RETRY.saturating_mul(1 << target.failures.min(10)).min(LONGEST_RETRY);
-            target.dial_at = now + about(wait);
+            target.dial_at = now + backoff(target.failures, FIRST_RETRY, LONGEST_RETRY);
             if target.failures >= MAX_FAILURES {
                 self.targets.known.remove(&peer);
             }
