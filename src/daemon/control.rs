@@ -34,6 +34,7 @@ use crate::wire::socket::split;
 use crate::wire::stream::number_behind;
 use crate::wire::{Counters, DatagramKind, DropReason};
 
+use super::callers::Callers;
 use super::direction::FromLane;
 use super::epoch::{Speaker, Speech};
 use super::lane::{self, Common, Lanes};
@@ -43,7 +44,7 @@ use super::process::{self, Pinned};
 use super::saver::Saver;
 use super::sockets::Sockets;
 use super::streams::{self, Streams};
-use super::udp::UdpSocket;
+use super::udp::{Opened, UdpSocket};
 use super::wishes::Directory;
 use super::{api, store};
 
@@ -68,7 +69,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
     store::private_dir(&config.runtime).with_context(|| format!("cannot make {}", config.runtime.display()))?;
     let _lock = store::lock(&config.runtime, &network.name)?;
     let server = api::Server::bind(&api::socket_path(&config.runtime))?;
-    let sockets: Vec<_> = UdpSocket::open(config.port, config.lanes)?.into_iter().map(Arc::new).collect();
+    let Opened { lanes: sockets, callers } = UdpSocket::open(config.port, config.lanes)?;
+    let sockets: Vec<_> = sockets.into_iter().map(Arc::new).collect();
     let socket = Arc::clone(&sockets[0]);
     let device = Device::open(&config.device, config.node.mac().0, config.node.mtu, config.lanes)?;
     let folder = config.state.as_deref().map(Pinned::open).transpose().context("cannot open the network's folder")?;
@@ -108,6 +110,8 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         guests: guests_to_streams,
         listener,
     })?;
+    let callers = callers.map(|socket| Callers::new(socket, device.queue(0)?, Arc::clone(&beside), Arc::clone(&fib)));
+    let callers = callers.transpose().context("the socket for initiations cannot be watched")?;
     let lanes = sockets.into_iter().enumerate().map(|(lane, socket)| Ok((device.queue(lane)?, socket)));
     let lanes = Lanes::start(lanes.collect::<std::io::Result<_>>()?, &common)?;
     process::give_way();
@@ -144,6 +148,7 @@ pub async fn run(config: UpConfig) -> anyhow::Result<()> {
         beside,
         fib,
         lanes,
+        callers,
         streams,
         beacon: Some(beacon),
         mapper,
@@ -196,6 +201,7 @@ struct Control {
     beside: Arc<Sockets>,
     fib: Arc<ArcSwap<Fib>>,
     lanes: Lanes,
+    callers: Option<Callers>,
     streams: Streams,
     beacon: Option<Beacon>,
     mapper: Option<Mapper>,
@@ -254,6 +260,12 @@ impl Control {
                     None => std::future::pending().await,
                 }
             };
+            let callers = async {
+                match &mut self.callers {
+                    Some(callers) => callers.turn().await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
                 name = signals.stop() => {
                     tracing::info!("{name}: stopping");
@@ -266,6 +278,12 @@ impl Control {
                     for _ in 1..BUDGET {
                         let Ok(next) = inputs.from_lanes.try_recv() else { break };
                         self.handle_lane(next);
+                    }
+                }
+                turn = callers => {
+                    turn?;
+                    while let Some(punt) = self.callers.as_mut().and_then(Callers::next_punt) {
+                        self.handle_lane(punt);
                     }
                 }
                 event = inputs.from_directory.recv() => {
@@ -507,6 +525,7 @@ impl Control {
         status.mappings = self.leases.iter().map(|lease| mapping_info(lease, &status.mapped)).collect();
         let mut lost = self.lanes.counters();
         lost.add(&self.streams.counters());
+        self.callers.iter().for_each(|callers| lost.add(&callers.counters()));
         lost.add(&self.counters);
         let mut drops: BTreeMap<String, u64> = std::mem::take(&mut status.drops).into_iter().collect();
         for (reason, count) in lost.iter() {

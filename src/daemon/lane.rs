@@ -25,7 +25,7 @@ use tokio::sync::mpsc;
 
 use crate::switch::{Fib, Forwarder};
 use crate::tap::queue::Queue;
-use crate::wire::Counters;
+use crate::wire::{Counters, DropReason};
 
 use super::direction::{Direction, FromLane, Half, Port};
 use super::sockets::Sockets;
@@ -60,6 +60,7 @@ pub struct Lanes {
     bells: Vec<Arc<Bell>>,
     /// Of each direction.
     counters: Vec<Arc<Mutex<Counters>>>,
+    sockets: Vec<Arc<UdpSocket>>,
     ended: mpsc::Receiver<anyhow::Error>,
     failed: mpsc::Sender<anyhow::Error>,
 }
@@ -94,7 +95,8 @@ impl Lanes {
     fn none(count: usize) -> Self {
         let (failed, ended) = mpsc::channel(2 * count.max(1));
         let stop = Arc::default();
-        Self { stop, threads: Vec::new(), bells: Vec::new(), counters: Vec::new(), ended, failed }
+        let (threads, bells, counters, sockets) = Default::default();
+        Self { stop, threads, bells, counters, sockets, ended, failed }
     }
 
     fn add<E: Half, I: Half>(
@@ -106,6 +108,7 @@ impl Lanes {
         ingress: I,
     ) -> io::Result<()> {
         let index = self.bells.len();
+        self.sockets.push(Arc::clone(&socket));
         let queue = Arc::new(queue);
         let mut port = || {
             let shown = Arc::<Mutex<Counters>>::default();
@@ -162,6 +165,7 @@ impl Lanes {
         for half in &self.counters {
             sum.add(&half.lock().unwrap_or_else(PoisonError::into_inner));
         }
+        sum.count_many(DropReason::ReceiveFull, self.sockets.iter().map(|socket| socket.overflows()).sum());
         sum
     }
 
@@ -416,7 +420,7 @@ mod tests {
     }
 
     fn socket() -> UdpSocket {
-        UdpSocket::open(None, 1).expect("a socket").remove(0)
+        UdpSocket::open(None, 1).expect("a socket").lanes.remove(0)
     }
 
     struct Bench {

@@ -6,6 +6,7 @@
 
 pub mod admin;
 pub mod api;
+pub mod callers;
 pub mod control;
 pub mod direction;
 pub mod doctor;

@@ -22,7 +22,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::config::DEFAULT_PORT;
 use crate::wire::relay::is_discard;
 use crate::wire::socket::through;
-use crate::wire::{Batch, Ecn, SHARE_BITS};
+use crate::wire::{Batch, DatagramKind, Ecn, SHARE_BITS};
 
 /// Receive buffer of the socket, bytes: at 10 Gbit/s 4 MiB bridge the 3 ms for which the scheduler may keep an ingress
 /// thread waiting. Twice as much would only age datagrams.
@@ -46,9 +46,24 @@ const SEND_WAIT: Duration = Duration::from_millis(20);
 /// fill all of it, and nobody else be heard. A quarter is fifty cookies; members keep the rest.
 const UNPROVED_SHARE: usize = 4;
 
+/// Receive buffer of the socket for initiations, bytes: some 400, a tenth of a second of the worst; more would only be answered too late.
+const CALLERS_BUFFER: usize = 1 << 19;
+
+/// The option that tells what a socket holds and has dropped (asm-generic/socket.h); libc does not have it.
+const SO_MEMINFO: libc::c_int = 55;
+
 /// How many free UDP ports are tried until one has its TCP twin free too. One in sixteen would be a crowded machine;
 /// sixteen times none is no accident.
 const FREE_PORT_TRIES: usize = 16;
+
+/// The sockets at our port.
+#[derive(Debug)]
+pub struct Opened {
+    /// Of each lane.
+    pub lanes: Vec<UdpSocket>,
+    /// Where initiations come in, unless this kernel cannot tell them from the rest.
+    pub callers: Option<UdpSocket>,
+}
 
 /// The socket of a lane; sends from any thread.
 #[derive(Debug)]
@@ -66,27 +81,31 @@ pub struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Opens `lanes` sockets at one port, between which the kernel divides sessions by the [`SHARE_BITS`] of their index, so that
-    /// a peer stays where it is. `port` must be free for UDP and TCP; without one, [`DEFAULT_PORT`] is tried and then any
-    /// other that is.
+    /// Opens the sockets at one port: one for each of `lanes`, between which the kernel divides sessions by the [`SHARE_BITS`] of their
+    /// index, so that a peer stays where it is, and one for initiations. `port` must be free for UDP and TCP; without one,
+    /// [`DEFAULT_PORT`] is tried and then any other that is.
     ///
     /// # Errors
     /// Fit to be shown.
-    pub fn open(port: Option<u16>, lanes: usize) -> anyhow::Result<Vec<Self>> {
-        let alone = Self::open_one(port)?;
-        if lanes <= 1 {
-            return Ok(vec![alone]);
+    pub fn open(port: Option<u16>, lanes: usize) -> anyhow::Result<Opened> {
+        // Bound without sharing, so that the port is nobody else's; then it is shared by all of ours.
+        let first = Self::open_one(port)?;
+        let port = first.port;
+        first.socket.set_reuse_port(true)?;
+        let mut all = vec![first];
+        for _ in 1..lanes {
+            let shared = Self::bind(port, true);
+            all.push(shared.with_context(|| format!("UDP port {port} could not be shared by the lanes"))?);
         }
-        // The first is bound without sharing, so that the port is nobody else's; then all of ours share it.
-        let port = alone.port;
-        drop(alone);
-        let shared =
-            || Self::bind(port, true).with_context(|| format!("UDP port {port} could not be shared by the lanes"));
-        let sockets: Vec<Self> = (0..lanes).map(|_| shared()).collect::<anyhow::Result<_>>()?;
-        if let Err(error) = divide_by_session(&sockets[0].socket, lanes) {
-            tracing::warn!(%error, "a peer whose address changes may change lanes, and its datagrams overtake each other");
-        }
-        Ok(sockets)
+        let callers = Self::bind(port, true).and_then(|callers| {
+            callers.socket.set_recv_buffer_size(CALLERS_BUFFER)?;
+            divide(&all[0].socket, lanes)?;
+            Ok(callers)
+        });
+        let callers = callers.inspect_err(|error| {
+            tracing::warn!(%error, "a flood of handshakes takes more from sessions, and a peer whose address changes may change lanes");
+        });
+        Ok(Opened { lanes: all, callers: callers.ok() })
     }
 
     /// Opens socket `number` at any port.
@@ -171,6 +190,14 @@ impl UdpSocket {
         self.dual
     }
 
+    /// What tells tokio's runtime when there is something to receive.
+    ///
+    /// # Errors
+    /// When there are no descriptors left.
+    pub fn readiness(&self) -> io::Result<tokio::net::UdpSocket> {
+        tokio::net::UdpSocket::from_std(self.socket.try_clone()?.into())
+    }
+
     /// Receives into slots of `batch`, about `limit` of them, until there is nothing left or the batch is full, and
     /// leaves room for copies. Returns how many slots were made and whether there may be more to receive.
     ///
@@ -208,6 +235,24 @@ impl UdpSocket {
     /// The receive and the send buffer, bytes, as the kernel granted them (it counts its own overhead in).
     pub fn buffers(&self) -> (usize, usize) {
         (self.socket.recv_buffer_size().unwrap_or(0), self.socket.send_buffer_size().unwrap_or(0))
+    }
+
+    /// How many datagrams the kernel has dropped because the receive buffer was full, modulo 2^32.
+    pub fn overflows(&self) -> u64 {
+        const DROPS: usize = libc::SK_MEMINFO_DROPS as usize;
+        let mut figures = [0u32; DROPS + 1];
+        let mut size = size_of_val(&figures) as libc::socklen_t;
+        // SAFETY: the option writes at most `size` bytes of numbers into `figures`; both live for the call; the descriptor is open.
+        let result = unsafe {
+            libc::getsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                SO_MEMINFO,
+                figures.as_mut_ptr().cast(),
+                &raw mut size,
+            )
+        };
+        if result == 0 { figures[DROPS].into() } else { 0 }
     }
 
     /// The most datagrams that a train may have; 1 where the kernel or a network card refused trains.
@@ -382,15 +427,22 @@ fn tcp_is_free(port: u16) -> bool {
     .is_ok()
 }
 
-/// Has the kernel choose among the `count` sockets that share the port of `socket` by the session of a datagram: classic BPF,
-/// which sees the UDP payload. What is too short to have an index goes to the first.
-fn divide_by_session(socket: &Socket, count: usize) -> io::Result<()> {
+/// Has the kernel choose among the sockets that share the port of `socket`: initiations go to the one after those of the `lanes`, the rest
+/// to one of these by its session. Classic BPF, which sees the UDP payload; what is too short goes to the first.
+fn divide(socket: &Socket, lanes: usize) -> io::Result<()> {
     let instruction = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
+    let is_initiation = libc::sock_filter {
+        jf: 1,
+        ..instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, DatagramKind::Initiation as u32)
+    };
     let mut program = [
+        instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0),
+        is_initiation,
+        instruction(libc::BPF_RET | libc::BPF_K, lanes as u32),
         // The last byte of the receiver index.
         instruction(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 7),
         instruction(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, SHARE_BITS),
-        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, count as u32),
+        instruction(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, lanes as u32),
         instruction(libc::BPF_RET | libc::BPF_A, 0),
     ];
     let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_mut_ptr() };
@@ -496,7 +548,7 @@ mod tests {
 
     #[test]
     fn a_session_stays_at_one_socket_wherever_it_comes_from() {
-        let sockets = UdpSocket::open(None, 3).expect("three sockets");
+        let Opened { lanes: sockets, callers } = UdpSocket::open(None, 3).expect("three sockets");
         let to = SocketAddr::from((Ipv4Addr::LOCALHOST, sockets[0].port()));
         for index in [5u32, 0xdead_bee5, 16, 17, u32::MAX] {
             for _path in 0..4 {
@@ -509,6 +561,25 @@ mod tests {
         }
         any().try_send(to, b"short").expect("sent");
         assert_eq!(receive(&sockets[0]).bytes(0), b"short");
+        let Some(callers) = callers else { return };
+        for source in 0..4u8 {
+            any().try_send(to, &[DatagramKind::Initiation as u8, source]).expect("sent");
+            assert_eq!(receive(&callers).bytes(0), [DatagramKind::Initiation as u8, source]);
+        }
+    }
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_nobody_else_notices() {
+        let Opened { lanes, callers: Some(callers) } = UdpSocket::open(None, 1).expect("sockets") else { return };
+        let to = SocketAddr::from((Ipv4Addr::LOCALHOST, lanes[0].port()));
+        let sender = any();
+        let initiation = [DatagramKind::Initiation as u8; 1200];
+        while callers.overflows() < 10 {
+            sender.try_send(to, &initiation).expect("sent");
+        }
+        sender.try_send(to, &[DatagramKind::Sealed as u8; 100]).expect("sent");
+        assert_eq!(receive(&lanes[0]).bytes(0), [DatagramKind::Sealed as u8; 100]);
+        assert_eq!(lanes[0].overflows(), 0);
     }
 
     #[test]

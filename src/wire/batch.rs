@@ -81,8 +81,10 @@ drop_reasons! {
     FloodBudget = "flood-budget",
     /// No room left in the batch for a copy or a fragment.
     BatchFull = "batch-full",
-    /// The bounded queue to the control side is full.
+    /// The bounded queue to the control side is full, or the buffer of the socket for initiations.
     PuntFull = "punt-full",
+    /// The receive buffer of a lane's socket is full: the machine has no time for what comes in.
+    ReceiveFull = "receive-full",
     /// Frames waiting for a session or a lookup beyond the bound, or for too long.
     WaitFull = "wait-full",
     /// A session whose counter or age is exhausted.

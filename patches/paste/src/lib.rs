@@ -1,0 +1,3 @@
+//! [`pastey`] under the name of what it replaces.
+
+pub use pastey::paste;
