@@ -60,6 +60,7 @@ fn picture(ours: u8, theirs: u8, path_payload: usize, now: Instant) -> Fib {
         peer: PeerId([theirs; 32]),
         mac: MACS[usize::from(theirs)],
         transport: Some(transport),
+        next: None,
         endpoint: SocketAddr::from(([192, 0, 2, theirs], 4747)),
         via: None,
         path_payload,

@@ -90,7 +90,10 @@ impl Node {
 
     /// One member, as forwarding sees it.
     pub(super) fn fib_peer(&self, record: &Verified<Record>, peer: Option<&super::Peer>) -> FibPeer {
-        let primary = peer.and_then(|peer| peer.paths.primary());
+        let next = peer.and_then(|peer| peer.next.as_ref());
+        // Where it has begun a session from, while we have none with it.
+        let begun = next.filter(|_| peer.is_some_and(|peer| peer.current.is_none())).map(|next| next.endpoint);
+        let primary = begun.or_else(|| peer?.paths.primary());
         let channel = primary.as_ref().and_then(channel_behind);
         let via = channel.and_then(|channel| self.via(channel));
         // A relay may be gone that was the only way.
@@ -101,6 +104,7 @@ impl Node {
             peer: record.peer(),
             mac: record.mac,
             transport: peer.and_then(|peer| peer.current.clone()).filter(|_| is_there),
+            next: next.map(|next| Arc::clone(&next.transport)).filter(|_| is_there),
             endpoint,
             via,
             path_payload: if self.searches_mtu { mtu.payload(endpoint) } else { mtu.expected_payload(endpoint) },

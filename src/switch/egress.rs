@@ -67,6 +67,8 @@ enum Part {
 struct Load {
     /// Index into `Fib::peers`.
     peer: usize,
+    /// Which of its sessions.
+    renewed: bool,
     /// Datagrams to seal.
     datagrams: u64,
     /// The next counter; `None` if the session is exhausted.
@@ -111,7 +113,8 @@ impl Egress {
             }
         }
         for load in &mut self.loads {
-            let transport = fib.peers[load.peer].transport.as_ref().expect("only peers with a session are planned for");
+            let transport = fib.peers[load.peer].session(load.renewed);
+            let transport = transport.expect("only peers with a session are planned for");
             load.counter = transport.reserve(load.datagrams, now);
             if load.counter.is_some() && transport.note_sent(now) {
                 self.notices.push(Notice::Busy { local: transport.local() });
@@ -210,7 +213,7 @@ impl Egress {
             return Judgement::Verdict(verdict);
         };
         *last = Some((head.destination, peer));
-        if fib.peers[peer].transport.is_none() {
+        if fib.peers[peer].transport.is_none() && !fib.peers[peer].is_renewed() {
             return Judgement::Verdict(Verdict::Punt(Punt::NoSession));
         }
         if let Some(segment) = segment {
@@ -228,7 +231,9 @@ impl Egress {
         let load = match self.loads.iter().rposition(|load| load.peer == peer) {
             Some(load) => load,
             None => {
-                self.loads.push(Load { peer, datagrams: 0, counter: None, open: None });
+                // What is confirmed stays so: if there was none but `next`, it is that.
+                let renewed = fib.peers[peer].is_renewed();
+                self.loads.push(Load { peer, renewed, datagrams: 0, counter: None, open: None });
                 self.loads.len() - 1
             }
         };
@@ -259,7 +264,8 @@ impl Egress {
             return;
         }
         let peer = &fib.peers[self.loads[load].peer];
-        let (Some(counter), Some(transport)) = (self.loads[load].counter, &peer.transport) else {
+        let (Some(counter), Some(transport)) = (self.loads[load].counter, peer.session(self.loads[load].renewed))
+        else {
             for member in self.members(at) {
                 seal::complete(batch, self.plan[member].slot);
                 batch.slot_mut(self.plan[member].slot).verdict = Verdict::Punt(Punt::NoSession);
@@ -299,7 +305,7 @@ impl Egress {
         let (before, after) = fib.peers.split_at(self.turn % fib.peers.len().max(1));
         self.turn = self.turn.wrapping_add(1);
         for peer in after.iter().chain(before) {
-            let Some(transport) = &peer.transport else { continue };
+            let Some(transport) = peer.session(peer.is_renewed()) else { continue };
             let Some(cut) = Cut::of(len, peer.path_payload) else {
                 self.counters.count(DropReason::FrameTooLong);
                 continue;

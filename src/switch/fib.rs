@@ -23,6 +23,9 @@ pub struct FibPeer {
     pub mac: Mac,
     /// The session to send with; `None` while there is none.
     pub transport: Option<Arc<Transport>>,
+    /// The session that it has begun. Once a datagram in it has opened it is the one to send with, whatever the node has heard of that: the answer
+    /// to that datagram may be here first, and a peer that was away knows no older session.
+    pub next: Option<Arc<Transport>>,
     /// The path in use, a channel's endpoint if it is relayed; meaningless without a session.
     pub endpoint: SocketAddr,
     /// Where to send, if the path is relayed, and the channel to mark datagrams with.
@@ -38,6 +41,17 @@ pub struct FibPeer {
 }
 
 impl FibPeer {
+    /// Whether `next` is the session to send with.
+    pub(super) fn is_renewed(&self) -> bool {
+        self.next.as_ref().is_some_and(|next| next.is_confirmed())
+    }
+
+    /// The session to send with, where `renewed` says what [`FibPeer::is_renewed`] said: what is reserved in a session must be sealed in it, and
+    /// another thread may confirm `next` in between.
+    pub(super) fn session(&self, renewed: bool) -> Option<&Arc<Transport>> {
+        if renewed { self.next.as_ref() } else { self.transport.as_ref() }
+    }
+
     /// The longest frame that the path carries in one datagram, bytes.
     pub fn longest_whole(&self) -> usize {
         self.path_payload.saturating_sub(HEADROOM + TAILROOM)

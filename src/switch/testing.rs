@@ -80,6 +80,7 @@ pub(super) fn meet(fib: &mut Fib, n: u8, transport: Option<Arc<Transport>>) {
         peer: PeerId([n; 32]),
         mac: mac(n),
         transport,
+        next: None,
         endpoint: endpoint(n),
         via: None,
         path_payload: 1452,

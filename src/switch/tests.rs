@@ -5,12 +5,12 @@ use std::time::Instant;
 
 use proptest::prelude::*;
 
-use super::testing::{Side, alone, arp, endpoint, frame, mac, pair, start, v4};
+use super::testing::{Side, alone, arp, endpoint, frame, mac, pair, session, start, v4};
 use super::{Channel, Egress, Fdb, Ingress, Meter, Notice};
 use crate::identity::Mac;
 use crate::wire::checksum::{self, Transport as Segment, fold};
 use crate::wire::ethernet::{ETHERTYPE_ARP, ETHERTYPE_IPV4, FrameHead};
-use crate::wire::header::HEADER_LEN;
+use crate::wire::header::{HEADER_LEN, Header};
 use crate::wire::message::{HEADROOM, INNER_LEN, TAILROOM};
 use crate::wire::{Batch, Checksum, DropReason, Ecn, Inner, Punt, Verdict, relay};
 
@@ -299,6 +299,28 @@ fn what_goes_by_a_relay_arrives_as_it_was_and_is_no_longer() {
     // It came from the channel, which is where the peer is: nobody has moved.
     assert_eq!(ingress.poll_notice(), Some(Notice::Confirmed { local: b.transport.local() }));
     assert_eq!(ingress.poll_notice(), None);
+}
+
+#[test]
+fn the_answer_to_the_first_datagram_of_a_session_goes_by_that_session() {
+    let now = start();
+    let (mut a, mut b) = pair(now);
+    let ((at_a, at_b), old) = (session(3, 4, now), Arc::clone(&a.transport));
+    b.fib.receivers.insert(at_b.local(), (Arc::clone(&at_b), 0));
+    b.fib.peers[0].next = Some(Arc::clone(&at_b));
+    let answers = |b: &Side| -> Vec<u32> {
+        let (known, to_all) = (frame(mac(1), mac(2), LOCAL, &[1; 50]), frame(Mac([0xff; 6]), mac(2), LOCAL, &[2; 50]));
+        let batch = egress(b, &[given(known), given(to_all)], now);
+        let sent = batch.in_order().filter(|slot| batch.slots()[*slot].verdict == Verdict::Send(endpoint(1)));
+        sent.filter_map(|slot| Header::read(batch.bytes(slot))).map(|header| header.receiver).collect()
+    };
+    assert_eq!(answers(&b), [old.local(); 2], "whoever begins a session has to prove it first");
+    a.fib.peers[0].transport = Some(Arc::clone(&at_a));
+    let (arrived, _) = ingress(&b, &datagrams(&egress(&a, &[given(to_two(100, 1))], now)), now);
+    assert_eq!(delivered(&arrived).len(), 1);
+    assert_eq!(answers(&b), [at_a.local(); 2], "though the picture is the old one");
+    b.fib.peers[0].transport = None;
+    assert_eq!(answers(&b), [at_a.local(); 2]);
 }
 
 #[test]
