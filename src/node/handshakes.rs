@@ -304,6 +304,9 @@ impl Node {
         self.absorb(record, now)?;
         self.forget_handshake(id);
         self.indices.insert(index, id);
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.is_undrawn = true;
+        }
         self.promote(id, Arc::new(transport), source, &secret, now);
         Ok(())
     }

@@ -49,7 +49,7 @@ impl Node {
             let Some(bytes) = seal_padded(&transport, &Message::Ping { nonce }, len, now) else { continue };
             let transmit = Transmit::to(endpoint, bytes);
             match channel_behind(&endpoint) {
-                None => self.outbox.push_back(transmit),
+                None => self.send_sealed(id, transmit),
                 // The answer needs the channel in the picture.
                 Some(_) => self.picture.send(transmit, &mut self.outbox),
             }

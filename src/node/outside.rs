@@ -38,7 +38,7 @@ impl Node {
         if peer.paths.begin_refresh(nonce, pace, now)
             && let Some(bytes) = seal_message(transport, &Message::Ping { nonce }, now)
         {
-            self.outbox.push_back(Transmit::to(endpoint, bytes));
+            self.send_sealed(id, Transmit::to(endpoint, bytes));
         }
     }
 }

@@ -57,6 +57,8 @@ pub(super) struct Peer {
     pub(super) tls: bool,
     /// The session we send with.
     pub(super) current: Option<Arc<Transport>>,
+    /// Whether it is so new that forwarding does not know it yet.
+    pub(super) is_undrawn: bool,
     /// Those before, the latest first, for datagrams still on their way: at most [`MAX_OLDER`].
     pub(super) older: Vec<Arc<Transport>>,
     /// Ours as responder, until the initiator's first datagram confirms it.
@@ -142,6 +144,7 @@ impl Peer {
             paths: PathAgent::default(),
             tls: false,
             current: None,
+            is_undrawn: false,
             older: Vec::new(),
             next: None,
             handshake: None,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::dht::{Record, Verified};
-use crate::identity::Roles;
+use crate::identity::{PeerId, Roles};
 use crate::switch::{Fib, FibPeer};
 use crate::wire::relay::channel_behind;
 
@@ -81,11 +81,20 @@ impl Node {
                 fib.receivers.insert(transport.local(), (Arc::clone(transport), index));
             }
         }
+        self.peers.values_mut().for_each(|peer| peer.is_undrawn = false);
         fib.channels = self.channels().collect();
         fib.neighbors = self.roster.neighbors();
         self.draw_stations(&mut fib);
         self.draw_filter(&mut fib);
         Some(Arc::new(fib))
+    }
+
+    /// Sends what is sealed in the session with a peer: once forwarding knows that, for the peer answers by it at once.
+    pub(super) fn send_sealed(&mut self, id: PeerId, transmit: Transmit) {
+        match self.peers.get(&id).is_some_and(|peer| peer.is_undrawn) {
+            true => self.picture.hold(transmit),
+            false => self.outbox.push_back(transmit),
+        }
     }
 
     /// One member, as forwarding sees it.

@@ -60,7 +60,7 @@ impl Node {
         let arrives = peer.paths.may_arrive(endpoint, now);
         let transmit = Transmit::to(endpoint, bytes.to_vec());
         match (arrives, channel_behind(&endpoint)) {
-            (true, None) => self.outbox.push_back(transmit),
+            (true, None) => self.send_sealed(id, transmit),
             // The answer to what goes through a relay needs its channel in the picture.
             (_, Some(_)) => self.picture.send(transmit, &mut self.outbox),
             (false, None) => {

@@ -203,7 +203,7 @@ impl Node {
         let Some(peer) = self.peers.get(&id) else { return false };
         let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary()) else { return false };
         let Some(bytes) = seal_message(transport, message, now) else { return false };
-        self.outbox.push_back(Transmit::to(endpoint, bytes));
+        self.send_sealed(id, Transmit::to(endpoint, bytes));
         true
     }
 
@@ -223,7 +223,7 @@ impl Node {
                 let transport = self.peers.get(&id).and_then(|peer| peer.current.clone());
                 let pong = Message::Pong { nonce, observed: self.underlay(source) };
                 if let Some(bytes) = transport.and_then(|transport| seal_message(&transport, &pong, now)) {
-                    self.outbox.push_back(Transmit::to(source, bytes));
+                    self.send_sealed(id, Transmit::to(source, bytes));
                 }
             }
             Message::Pong { nonce, observed } => self.handle_pong(id, nonce, observed, source, now),
@@ -354,7 +354,7 @@ impl Node {
             && let Some(bytes) = seal(&transport, &Message::Ping { nonce }, now)
         {
             // It has found a way already.
-            self.outbox.push_back(Transmit::to(endpoint, bytes));
+            self.send_sealed(id, Transmit::to(endpoint, bytes));
         }
     }
 

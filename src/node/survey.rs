@@ -315,7 +315,7 @@ impl Node {
         let pong = Message::Pong { nonce, observed: split(source).1 };
         let Some(transport) = peer.current.clone() else { return };
         if let Some(bytes) = seal_message(&transport, &pong, now) {
-            self.outbox.push_back(Transmit::to(source, bytes));
+            self.send_sealed(id, Transmit::to(source, bytes));
         }
     }
 
@@ -369,7 +369,7 @@ impl Node {
         for (number, observer, at, nonce) in due {
             let transport = self.peers.get(&observer).and_then(|peer| peer.current.clone());
             if let Some(bytes) = transport.and_then(|with| seal_message(&with, &Message::Survey { nonce }, now)) {
-                self.outbox.push_back(Transmit::to(through(number, at), bytes));
+                self.send_sealed(observer, Transmit::to(through(number, at), bytes));
             }
         }
         for number in late {
