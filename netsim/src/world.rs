@@ -64,7 +64,8 @@ pub struct Host {
     pub expelled: bool,
     pub(crate) kept: Vec<Vec<u8>>,
     pub(crate) ledger: Vec<Vec<u8>>,
-    pub(crate) secrets: Vec<NetworkSecret>,
+    /// The network's secrets that its daemon was given last, the newest first; none as long as there was one only.
+    pub secrets: Vec<NetworkSecret>,
     pub(crate) wake_at: Option<Duration>,
     /// When its gateway is asked for a mapping next.
     map_at: Option<Duration>,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use meshd::dht::Statement;
 use meshd::dht::statement::Fact;
-use meshd::identity::{Chain, Roles};
+use meshd::identity::{Chain, NetworkSecret, Roles};
 use meshd::node::{Command, Reply};
 use meshd::wire::DropReason;
 use netsim::link::Conditions;
@@ -213,6 +213,11 @@ fn where_it_takes_two_admins_one_expels_nobody_and_the_second_from_another_islan
         world.partition(lan, &[]);
         world.run_for(120 * SECOND);
         assert!(is_out(&world, &all[..4], outcast), "seed {seed}");
+        // Neither could know that it was the last: an admin's node draws the secret.
+        let newest = |host: HostId| world.host(host).secrets.first().map(NetworkSecret::fingerprint);
+        let drawn = newest(all[0]);
+        assert!(drawn.is_some() && all[..4].iter().all(|host| newest(*host) == drawn), "seed {seed}: one new secret");
+        assert_eq!(newest(outcast), None, "seed {seed}");
     }
 }
 

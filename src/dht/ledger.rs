@@ -15,7 +15,7 @@
 //!
 //! Ledgers are compared by one digest, then by the digests of [`BUCKETS`] buckets; what lies in those that differ is sent.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use blake2::{Blake2s256, Digest as _};
@@ -219,10 +219,38 @@ impl Ledger {
 
     /// How many keys as many admins as it takes have revoked.
     pub fn expelled(&self) -> usize {
-        let keys = self.held.keys().map_while(|slot| if let Slot::Revoked(key, _) = slot { Some(key) } else { None });
-        let mut keys: Vec<_> = keys.collect();
-        keys.dedup();
-        keys.into_iter().filter(|key| self.is_accused(key)).count()
+        self.accused().filter(|key| self.is_accused(key)).count()
+    }
+
+    /// Somebody who may know the newest secret although enough have revoked it. Several have together, on two islands, so nobody knew
+    /// that it was the last and drew a new one; or it was expelled on one island while another one drew a secret too, and told it.
+    pub fn unfollowed(&self) -> Option<PeerId> {
+        let after = |held: &Arc<Statement>| match held.fact() {
+            Fact::Epoch { number, after, .. } => Some((*number, *after)),
+            Fact::Revoked { .. } | Fact::Kept { .. } | Fact::Withdrawn { .. } | Fact::Redeemed { .. } => None,
+        };
+        let epochs: Vec<_> = self.epochs().into_iter().filter_map(|(_, held)| after(held)).collect();
+        let all = Slot::Epoch(0, PeerId([0; 32]))..=Slot::Epoch(u32::MAX, PeerId([0xff; 32]));
+        let drawn: BTreeSet<_> = self.held.range(all).filter_map(|(_, held)| Some(after(held)?.1)).collect();
+        self.accused().find(|key| {
+            let mut own = epochs.iter().filter(|(_, after)| after == key).peekable();
+            let is_open = if own.peek().is_some() {
+                // Of two with one number neither knew of the other.
+                own.all(|(number, _)| epochs.iter().any(|(other, after)| other == number && after != key))
+            } else {
+                let alone = |held: &Arc<Statement>| speaks_alone(held, key) || held.chain().quorum() < 2;
+                !drawn.contains(key) && !self.accusations(key).any(alone)
+            };
+            is_open && self.is_accused(key)
+        })
+    }
+
+    /// Every key that somebody has revoked.
+    fn accused(&self) -> impl Iterator<Item = PeerId> {
+        let keys = self.held.keys().map_while(|slot| if let Slot::Revoked(key, _) = slot { Some(*key) } else { None });
+        // All of one key stand together.
+        let mut last = None;
+        keys.filter(move |key| last.replace(*key) != Some(*key))
     }
 
     /// The epochs of the network's secret, the newest first: the fingerprint of each and the statement about it. Those that
@@ -516,10 +544,37 @@ mod tests {
             assert_eq!((ledger.accusers(&ninth), ledger.len()), (1, 1));
             assert_eq!(ledger.insert(Arc::clone(&voices[order[1]])), Ok(true));
             assert!(is_revoked(&ledger, &target) && ledger.is_accused(&ninth));
+            assert_eq!(ledger.unfollowed(), Some(ninth), "until one of them draws a new secret");
+            let epoch = Fact::Epoch { number: 1, secret: [5; 32], after: ninth };
+            let follows = ledger.insert(Arc::new(say(3, admin_with(two, 2, 3, 46), epoch)));
+            assert_eq!((follows, ledger.unfollowed()), (Ok(true), None));
             let said = ledger.verdict(&target).expect_err("it is out").to_string();
             assert_eq!(said, "expelled by host-7 and host-3 (left)", "the older first, on every node");
         }
-        assert!(is_revoked(&ledger([say(1, root(), revoked(9))]), &target));
+        let alone = ledger([say(1, root(), revoked(9))]);
+        assert!(is_revoked(&alone, &target) && alone.unfollowed().is_none(), "who speaks alone draws the secret too");
+    }
+
+    #[test]
+    fn of_two_secrets_of_two_islands_each_may_be_known_to_whom_the_other_expelled() {
+        let epoch =
+            |number, secret, after: u8| Fact::Epoch { number, secret: [secret; 32], after: key(after).peer_id() };
+        let (here, there) = (admin(2, 3, 50), admin(6, 7, 40));
+        let mut ledger = ledger([
+            say(3, here.clone(), revoked(20)),
+            say(3, here.clone(), epoch(1, 5, 20)),
+            say(7, there.clone(), revoked(21)),
+        ]);
+        assert_eq!(ledger.unfollowed(), None, "who draws it says it in the same breath");
+        let mut hear = |n, chain: &Chain, fact| {
+            ledger.insert(Arc::new(say(n, chain.clone(), fact))).expect("room");
+            ledger.unfollowed()
+        };
+        let first = hear(7, &there, epoch(1, 6, 21)).expect("either");
+        let [first, second] = if first == key(20).peer_id() { [20, 21] } else { [21, 20] };
+        assert_eq!(hear(7, &there, epoch(2, 7, first)), Some(key(second).peer_id()));
+        assert_eq!(hear(3, &here, epoch(2, 8, first)), Some(key(second).peer_id()), "both knew whom it came after");
+        assert_eq!(hear(3, &here, epoch(3, 9, second)), None);
     }
 
     #[test]

@@ -5,14 +5,19 @@
 //! on to the one who is to be kept out. Control network and mDNS speak the newest secret only. Handshakes are read with the
 //! last few, so that a member that was away comes back by itself: it knocks with the secret that it has, is a member, and is
 //! told the new one. Who was expelled knocks as well, but is answered by nobody.
+//!
+//! Where it takes several admins to expel somebody, the last to say so draws the secret. On two islands nobody is the last, and where both have drawn
+//! one, whom the other has expelled may know it: then the node of an admin draws another, when both are one again.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use rand_core::Rng;
 
 use crate::config::NodeConfig;
 use crate::dht::statement::Fact;
 use crate::dht::{self, Ledger, Statement};
-use crate::identity::{NetworkSecret, PeerId};
+use crate::identity::{NetworkSecret, PeerId, Roles};
 use crate::session::gate::Admission;
 use crate::session::handshake::{Local, check_mac1};
 use crate::wire::{DropReason, Message};
@@ -21,10 +26,15 @@ use super::Node;
 use super::command::{CommandId, Reply};
 use super::event::Event;
 use super::streams::with_tls;
+use super::timers::Timer;
 
 /// Secrets kept, the newest among them: whoever slept through seven revocations comes back by itself. Each costs a datagram
 /// of garbage one more hash.
 const MAX_EPOCHS: usize = 8;
+
+/// From the news that somebody expelled may know the newest secret to another one: at least, and up to twice as long. Gossip takes a few hundred
+/// milliseconds, so mostly one admin's node does it; of two the ledger takes one.
+const FOLLOW_AFTER: Duration = Duration::from_secs(5);
 
 /// The secrets that we know, the newest first; at least one.
 pub(super) struct Epochs {
@@ -200,6 +210,29 @@ impl Node {
         for id in ids {
             self.tell_secret(id, now);
         }
+    }
+
+    /// Somebody expelled may know the newest secret, and we may draw another.
+    pub(super) fn note_unfollowed(&mut self, now: Instant) {
+        let chain = &self.config.chain;
+        let is_admin = chain.links.last().is_some_and(|link| link.body.roles.contains(Roles::ADMIN));
+        if is_admin && self.ledger.unfollowed().is_some() && self.ledger.verdict(chain).is_ok() {
+            let wait = FOLLOW_AFTER + FOLLOW_AFTER * (self.rng.next_u32() % 1024) / 1024;
+            self.timers.set_if_earlier(Timer::Epoch, now + wait);
+        }
+    }
+
+    /// Draws another secret, if nobody has by now.
+    pub(super) fn follow(&mut self, now: Instant) {
+        let Some(after) = self.ledger.unfollowed() else { return };
+        let secret = NetworkSecret::new(self.random_seed());
+        let fact = Fact::Epoch { number: self.ledger.next_epoch(), secret: secret.fingerprint(), after };
+        let (chain, unix) = (self.config.chain.clone(), self.clock.unix(now));
+        match Statement::sign(&self.config.key, &self.network, chain, fact, unix) {
+            Ok(statement) => drop(self.take_secret(Arc::new(statement), secret, None, now)),
+            Err(error) => return tracing::warn!(%error, "no new secret can be drawn"),
+        }
+        self.note_unfollowed(now);
     }
 
     /// Every secret that we know, the newest first: for the disk, the control network and mDNS.

@@ -80,6 +80,7 @@ impl Node {
             }
         }
         self.order_epochs();
+        self.note_unfollowed(now);
         self.check_ourselves();
     }
 
@@ -134,6 +135,7 @@ impl Node {
             }
             Fact::Epoch { .. } => {
                 self.review_epochs(now);
+                self.note_unfollowed(now);
                 return true;
             }
         };
@@ -145,6 +147,7 @@ impl Node {
             self.expel(id, &exclusion, now);
         }
         self.review_epochs(now);
+        self.note_unfollowed(now);
         if self.ledger.verdict(&self.config.chain).is_err() {
             self.timers.set_if_earlier(Timer::Leave, now + LEAVE_AFTER);
         }

@@ -352,6 +352,7 @@ impl Node {
                 Timer::Leave => self.check_ourselves(),
                 Timer::Persist => self.persist(),
                 Timer::Keep => self.keep_ledger(),
+                Timer::Epoch => self.follow(now),
                 Timer::Witness => self.witness(now),
                 Timer::Stations => self.tend_stations(now),
                 Timer::Sweep => self.sweep_stations(now),

@@ -45,6 +45,8 @@ pub(super) enum Timer {
     Persist,
     /// The ledger is to be kept on disk.
     Keep,
+    /// Somebody expelled may know the newest secret, and nobody has drawn another yet.
+    Epoch,
     /// Newcomers have waited long enough for somebody to say that they joined.
     Witness,
     /// Stations behind us are to be told of, or their first frames to go.
@@ -69,6 +71,7 @@ impl Timer {
             | Self::Leave
             | Self::Persist
             | Self::Keep
+            | Self::Epoch
             | Self::Witness
             | Self::Sweep => Reason::Records,
             Self::Fib => Reason::Fib,
