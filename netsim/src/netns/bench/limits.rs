@@ -73,6 +73,7 @@ pub fn check(samples: &Samples) -> Vec<Limit> {
     let to_vxlan = |metric| ratio(metric, samples.median(Way::Vxlan, metric));
     let four = |four, one| ratio(four, ours(one));
     let above_raw = |metric| Some((ours(metric)? - raw(metric)?) * 1e6);
+    let busy = || Some((samples.median(Way::MeshdBusy, Metric::IdleP50)? - raw(Metric::IdleP50)?) * 1e6);
     let scaled = |metric, unit: f64| ours(metric).map(|value| value / unit);
     let worst = |metric, unit: f64| {
         let values = samples.of(Way::Meshd, metric);
@@ -100,6 +101,7 @@ pub fn check(samples: &Samples) -> Vec<Limit> {
         limit("UDP 64 B / n2n", ratio(Metric::Udp64, samples.median(Way::N2n, Metric::Udp64)), AtLeast(4.0), ""),
         limit("UDP 1400 B / raw", to_raw(Metric::Udp1400), AtLeast(0.4), ""),
         limit("ping p50 above raw", above_raw(Metric::IdleP50), AtMost(70.0), " µs"),
+        limit("the same with --busy-poll", busy(), AtMost(70.0), " µs"),
         limit("ping p99 above raw", above_raw(Metric::IdleP99), AtMost(300.0), " µs"),
         limit("ping p99 beside full-rate TCP", scaled(Metric::LoadedP99, 1e-3), AtMost(5.0), " ms"),
         limit("TCP with 1 % loss and 20 ms / raw", to_raw(Metric::TcpLossy), AtLeast(0.9), ""),

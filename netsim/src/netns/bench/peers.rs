@@ -18,6 +18,7 @@ pub fn setup(way: Way) -> &'static str {
         Way::Control => "the same once more at the end of each round",
         Way::Vxlan => "the kernel's VXLAN, no encryption, MTU 1450",
         Way::Meshd => "as it comes: AES-256-GCM, MTU 1500",
+        Way::MeshdBusy => "the same, looking for work for 20 ms before it sleeps",
         Way::N2n => "edge and supernode, direct path, Twofish (the only cipher of this version), MTU 1400",
         Way::Tinc => "mode switch, aes-256-cbc and sha256 (the defaults of 1.0), MTU 1500",
         Way::Fastd => "mode tap, salsa2012+umac, MTU 1426",
@@ -29,7 +30,7 @@ pub fn setup(way: Way) -> &'static str {
 /// Programs it needs.
 pub fn programs(way: Way) -> &'static [&'static str] {
     match way {
-        Way::Raw | Way::Control | Way::Vxlan | Way::Meshd => &[],
+        Way::Raw | Way::Control | Way::Vxlan | Way::Meshd | Way::MeshdBusy => &[],
         Way::N2n => &["edge", "supernode"],
         Way::Tinc => &["tincd"],
         Way::Fastd => &["fastd"],
@@ -47,7 +48,7 @@ pub fn start(way: Way, ends: &[Laptop; 2], between: Option<&Laptop>) -> Result<V
         bail!("{missing} is not installed");
     }
     match way {
-        Way::Raw | Way::Control | Way::Vxlan | Way::Meshd => bail!("{} is not a peer", way.name()),
+        Way::Raw | Way::Control | Way::Vxlan | Way::Meshd | Way::MeshdBusy => bail!("{} is not a peer", way.name()),
         Way::N2n => n2n(ends, between.context("n2n needs a machine for its supernode")?),
         Way::Tinc => tinc(ends),
         Way::Fastd => fastd(ends),

@@ -15,6 +15,8 @@ pub enum Way {
     Vxlan,
     /// Ours.
     Meshd,
+    /// Ours, with threads that look for work before they sleep.
+    MeshdBusy,
     /// Layer 2 in user space.
     N2n,
     /// Layer 2 in user space.
@@ -38,6 +40,7 @@ impl Way {
             Self::Control => "raw again",
             Self::Vxlan => "vxlan",
             Self::Meshd => "meshd",
+            Self::MeshdBusy => "meshd --busy-poll",
             Self::N2n => "n2n",
             Self::Tinc => "tinc",
             Self::Fastd => "fastd",

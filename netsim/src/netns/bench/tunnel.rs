@@ -56,8 +56,8 @@ impl Tunnel {
                 tunnel.device = Some(VXLAN);
                 vxlan(ends)?;
             }
-            Way::Meshd => {
-                let nodes = meshd(ends)?;
+            Way::Meshd | Way::MeshdBusy => {
+                let nodes = meshd(ends, if way == Way::MeshdBusy { &["--busy-poll"] } else { &[] })?;
                 tunnel.target = nodes[1].ipv4();
                 tunnel.processes = nodes.iter().map(Node::process).collect();
                 tunnel._nodes = nodes;
@@ -118,8 +118,8 @@ fn vxlan(ends: &[Laptop; 2]) -> Result<()> {
     Ok(())
 }
 
-/// The first laptop founds and is up before it invites the second, so the invite says where it is.
-fn meshd(ends: &[Laptop; 2]) -> Result<Vec<Node>> {
+/// The first laptop founds and is up, with `options`, before it invites the second, so the invite says where it is.
+fn meshd(ends: &[Laptop; 2], options: &[&str]) -> Result<Vec<Node>> {
     for laptop in ends {
         let state = laptop.dir.join("state");
         if state.exists() {
@@ -127,9 +127,9 @@ fn meshd(ends: &[Laptop; 2]) -> Result<Vec<Node>> {
         }
     }
     ends[0].found("bench")?;
-    let first = ends[0].up()?;
+    let first = ends[0].up_with(options)?;
     ends[1].join(&ends[0].invite(&[])?)?;
-    let second = ends[1].up()?;
+    let second = ends[1].up_with(options)?;
     for node in [&first, &second] {
         node.wait_connected(1, MEET)?;
     }
