@@ -330,20 +330,7 @@ impl Batch {
     fn add(&mut self, start: usize, len: usize, source: Option<SocketAddr>) -> usize {
         let (checksum, ecn) = (Checksum::default(), Ecn::default());
         let index = self.slots.len();
-        self.slots.push(Slot {
-            start,
-            len,
-            next: None,
-            source: None,
-            peer: None,
-            checksum,
-            ecn,
-            verdict: Verdict::Pending,
-        });
-        // Apart: to copy what a caller has just written in pieces waits until the frame that was written before it has left the store buffer.
-        if source.is_some() {
-            self.slots[index].source = source;
-        }
+        self.slots.push(Slot { start, len, next: None, source, peer: None, checksum, ecn, verdict: Verdict::Pending });
         if index > 0 {
             self.slots[self.last].next = Some(index);
         }
