@@ -77,7 +77,8 @@ impl Packet {
 
     /// Makes the headers in `frame` say that `len` bytes of payload follow: lengths, identification, the checksum of IPv4, and
     /// the sum of the pseudo header in place of the transport's checksum. `sums` is of the same headers.
-    #[inline]
+    // Once a segment: left to itself the compiler now and then makes it a call, which costs a tenth of cutting.
+    #[inline(always)]
     pub(super) fn write(&self, frame: &mut [u8], sums: &Sums, len: usize, id: u16) {
         let (ip, transport) = (self.head.payload, self.transport.start);
         let transport_len = self.payload - transport + len;
