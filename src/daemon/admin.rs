@@ -12,9 +12,7 @@ use serde::Serialize;
 
 use crate::dht::statement::Fact;
 use crate::dht::{Ledger, Record, Statement, Verified};
-use crate::identity::{
-    Certificate, Chain, Name, NetworkId, NetworkSecret, PeerId, Roles, SigningKey, UnixSeconds, canonical,
-};
+use crate::identity::{Certificate, Chain, Name, NetworkId, NetworkSecret, PeerId, SigningKey, UnixSeconds, canonical};
 use crate::node::{Command, Reply};
 
 use super::api;
@@ -70,8 +68,7 @@ pub fn signer(home: &Home) -> Result<(SigningKey, Chain)> {
     if let Some(root) = home.root_key()? {
         return Ok((root, Chain { root: home.network.root, links: Vec::new() }));
     }
-    let admin = home.chain.links.last().is_some_and(|link| link.body.roles.contains(Roles::ADMIN));
-    if !admin {
+    if !home.chain.is_admin() {
         let name = &home.network.name;
         bail!("this machine is no admin of network {name}; ask one, or the founder");
     }

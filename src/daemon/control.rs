@@ -15,7 +15,6 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::config::{NetworkConfig, UpConfig};
@@ -42,6 +41,7 @@ use super::netlink::{self, Interface, TapAddresses};
 use super::portmap::Mapper;
 use super::process::{self, Pinned};
 use super::saver::Saver;
+use super::signals::Signals;
 use super::sockets::Sockets;
 use super::streams::{self, Streams};
 use super::udp::{Opened, UdpSocket};
@@ -575,32 +575,6 @@ fn for_beacon(interface: Interface, overlay: &Overlay) -> BeaconInterface {
     let Interface { index, name, mut addresses, .. } = interface;
     addresses.retain(|address| !overlay.contains(*address));
     BeaconInterface { index, name, addresses }
-}
-
-/// The signals that concern us.
-struct Signals {
-    terminate: Signal,
-    interrupt: Signal,
-    /// Only kept so that SIGHUP does not kill us: a node outlives the terminal it was started from.
-    _hangup: Signal,
-}
-
-impl Signals {
-    fn new() -> anyhow::Result<Self> {
-        Ok(Self {
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-            _hangup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// Waits for a signal to stop, and says which. Cancel-safe.
-    async fn stop(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 /// Randomness of the operating system.

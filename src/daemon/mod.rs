@@ -18,6 +18,7 @@ pub mod outlets;
 pub mod portmap;
 pub mod process;
 mod saver;
+pub mod signals;
 pub mod sockets;
 pub mod store;
 pub mod streams;

@@ -304,6 +304,11 @@ impl Chain {
         self.links.first().map_or(1, |link| link.body.roles.quorum())
     }
 
+    /// Whether the last key is an admin's.
+    pub fn is_admin(&self) -> bool {
+        self.links.last().is_some_and(|link| link.body.roles.contains(Roles::ADMIN))
+    }
+
     /// The invites in it, each with the member that joined by it.
     pub fn redemptions(&self) -> impl Iterator<Item = (&Certificate, &Certificate)> {
         self.links.windows(2).filter(|pair| pair[0].body.kind == Kind::Invite).map(|pair| (&pair[0], &pair[1]))

@@ -17,7 +17,7 @@ use rand_core::Rng;
 use crate::config::NodeConfig;
 use crate::dht::statement::Fact;
 use crate::dht::{self, Ledger, Statement};
-use crate::identity::{NetworkSecret, PeerId, Roles};
+use crate::identity::{NetworkSecret, PeerId};
 use crate::session::gate::Admission;
 use crate::session::handshake::{Local, check_mac1};
 use crate::wire::{DropReason, Message};
@@ -215,8 +215,7 @@ impl Node {
     /// Somebody expelled may know the newest secret, and we may draw another.
     pub(super) fn note_unfollowed(&mut self, now: Instant) {
         let chain = &self.config.chain;
-        let is_admin = chain.links.last().is_some_and(|link| link.body.roles.contains(Roles::ADMIN));
-        if is_admin && self.ledger.unfollowed().is_some() && self.ledger.verdict(chain).is_ok() {
+        if chain.is_admin() && self.ledger.unfollowed().is_some() && self.ledger.verdict(chain).is_ok() {
             let wait = FOLLOW_AFTER + FOLLOW_AFTER * (self.rng.next_u32() % 1024) / 1024;
             self.timers.set_if_earlier(Timer::Epoch, now + wait);
         }
