@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::dht::{self, LookupKey, QueryId, Record, Verified};
 use crate::identity::{Mac, PeerId};
-use crate::switch::{requested, seal_frame, seal_message};
+use crate::switch::{requested, seal_frame};
 use crate::wire::ethernet::FrameHead;
 use crate::wire::{DropReason, Message};
 
@@ -116,11 +116,7 @@ impl Node {
             }
             Some(_) | None => Message::Keepalive,
         };
-        if let (Some(transport), Some(endpoint)) = (&peer.current, peer.paths.primary())
-            && let Some(bytes) = seal_message(transport, &message, now)
-        {
-            self.picture.hold(Transmit::to(endpoint, bytes));
-        }
+        self.send_message(id, &message, now);
         for frame in frames {
             self.seal_and_send(id, &frame, now);
         }
