@@ -152,6 +152,10 @@ fn forgetful(lab: &mut Lab) -> Result<(Homes, Vec<Node>)> {
         node.wait_connected(3, MEET)?;
     }
     wait_for("a direct path", MEET, || Ok(peer(&nodes[0], "bob")?["path"] == "direct"))?;
+    // The session with ML-KEM mixed in begins up to seven seconds after the first: up to then the peer is not merely kept.
+    wait_for("post-quantum sessions", MEET, || {
+        Ok(peer(&nodes[0], "bob")?["post_quantum"] == true && peer(&nodes[1], "ada")?["post_quantum"] == true)
+    })?;
     // What was said at the beginning is over.
     thread::sleep(Duration::from_secs(5));
     Ok((homes, nodes))
